@@ -1,0 +1,57 @@
+# `make device` and `make test` set up what they need; everything lies in .venv and runs/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/pocket.toml
+BUNDLE ?= runs/$(basename $(notdir $(RECIPE)))/device
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup device test lint format bench chat base clean
+
+help: ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP) ## Make .venv with everything (the first time builds llama.cpp: 5 to 10 minutes).
+
+# The whole of it is one stamp: an interrupted setup leaves none, and is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $${CXX:-c++} >/dev/null || { echo "setup: no C++ compiler found; install g++ or clang++ (Debian: apt install g++; macOS: xcode-select --install)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[workshop,dev]'
+	@touch $(STAMP)
+
+# llama.cpp's AMX kernels crash on the first decode of small quantized models; without them it is as fast.
+NO_AMX := $(shell grep -qs amx_tile /proc/cpuinfo && echo '-mno-amx-tile -mno-amx-int8 -mno-amx-bf16')
+
+device: setup ## Distil, export, verify and bundle: runs/pocket/device and runs/pocket/report.html.
+	$(BIN)/pocketstill run $(RECIPE)
+
+test: setup ## Run the tests.
+	$(BIN)/python -m pytest -q
+
+lint: setup ## Check style, types, and that the packages' arrows point one way.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure the runtime beside the engines called directly, on the bundle.
+	$(BIN)/python benchmarks/bench_runtime.py $(BUNDLE)
+
+chat: setup ## Talk to the bundle.
+	$(BIN)/pocketstill chat $(BUNDLE)
+
+base: setup ## Pretrain the base student anew (about an hour on two cores).
+	$(BIN)/python -m pocketstill_pipeline.pretrain recipes/base.toml base
+
+clean: ## Remove every run; what was paid for is in runs/*/collect/ledger.sqlite, so mind it.
+	rm -rf runs
