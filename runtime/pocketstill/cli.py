@@ -1,0 +1,203 @@
+"""The command `pocketstill`: parses, dispatches, and imports a stage only when it is called."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pocketstill.errors import UserError
+
+app = typer.Typer(
+    name="pocketstill",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=(
+        "Distil one skill of a big language model into a small one that runs offline, and prove it on the device.\n\n"
+        "The whole way is `pocketstill run RECIPE`; each arrow of it is a command of its own, and leaves what it made "
+        "under runs/<recipe name>/. Every command ends with one JSON object on stdout; progress goes to stderr. "
+        "A mistake of yours ends in one line and exit status 2."
+    ),
+)
+teacher_app = typer.Typer(
+    no_args_is_help=True, help="The embedded teacher, or recorded answers, behind the OpenAI protocol."
+)
+app.add_typer(teacher_app, name="teacher")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/pocket.toml.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs are kept.", metavar="DIR")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Where the data files that the recipe names lie.", metavar="DIR")
+]
+
+
+def _workshop(module: str) -> Any:
+    """Import a module of the workshop, or say which extra brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this command needs the workshop ({error.name} is not installed); pip install 'pocketstill[workshop]'"
+        ) from None
+
+
+def _stage(name: str, recipe: Path, runs: Path, data: Path | None) -> None:
+    run = _workshop("pocketstill_pipeline.run")
+    _print(run.run_recipe(recipe, runs, data=data, until=name, only=True))
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    data: DataOption = None,
+    until: Annotated[str, typer.Option(help="The last stage to run.", metavar="STAGE")] = "bundle",
+    force: Annotated[bool, typer.Option("--force", help="Run every stage again; the ledger is kept.")] = False,
+) -> None:
+    """Walk the whole way: collect, curate, distill, export, verify, bundle.
+
+    A stage that is up to date is skipped; one that was cut goes on where it was. No answered request is asked twice.
+    """
+    _print(_workshop("pocketstill_pipeline.run").run_recipe(recipe, runs, data=data, until=until, force=force))
+
+
+@app.command()
+def collect(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
+    """Ask the teacher, and write every answer to the ledger (ledger.sqlite)."""
+    _stage("collect", recipe, runs, data)
+
+
+@app.command()
+def curate(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
+    """Keep the right answers as examples, and the rejects with their reasons."""
+    _stage("curate", recipe, runs, data)
+
+
+@app.command()
+def distill(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
+    """Train the student on the kept examples."""
+    _stage("distill", recipe, runs, data)
+
+
+@app.command()
+def export(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
+    """Write the student as ONNX and GGUF variants, and check that each is still the same model."""
+    _stage("export", recipe, runs, data)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE|RECIPE", help="A bundle's folder, or a recipe.")],
+    runs: RunsOption = Path("runs"),
+    data: DataOption = None,
+    variant: Annotated[str | None, typer.Option(help="Which variant of the bundle.", metavar="NAME")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N questions of each skill.", min=1)] = None,
+    cores: Annotated[int, typer.Option(help="Processor cores that the process may use.", min=1)] = 2,
+    memory_mib: Annotated[int | None, typer.Option(help="Most memory it may take, in MiB.", min=64)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result with every answer here.", metavar="FILE")] = None,
+) -> None:
+    """Prove a bundle on this machine: its accuracy, speed and memory, in a process without network.
+
+    With a recipe, every variant of the run is verified, and the cheapest one that passes becomes the default.
+    Exit status 1 when a gate is not met.
+    """
+    if path.suffix == ".toml":
+        _stage("verify", path, runs, data)
+        return
+    from pocketstill.files import write_json
+    from pocketstill.verify import verify as verify_bundle
+
+    result = verify_bundle(path, variant=variant, limit=limit, cores=cores, memory_mib=memory_mib)
+    if out is not None:
+        write_json(out, result.to_dict(answers=True))
+    _print(result.to_dict())
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bundle(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
+    """Put what was verified into the folder that ships, with its report."""
+    _stage("bundle", recipe, runs, data)
+
+
+@app.command()
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, such as runs/pocket/device.")],
+    variant: Annotated[str | None, typer.Option(help="Which variant.", metavar="NAME")] = None,
+    question: Annotated[
+        str | None, typer.Option("--ask", help="Ask this one question and end.", metavar="TEXT")
+    ] = None,
+) -> None:
+    """Talk to a bundle in the terminal; answers stream as they are made."""
+    from pocketstill.chat import chat as chat_with
+
+    chat_with(folder, variant=variant, question=question)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, and how to mend what it cannot."""
+    from pocketstill.doctor import doctor as examine
+
+    _print(examine())
+
+
+@teacher_app.command("serve")
+def teacher_serve(
+    port: Annotated[int, typer.Option(help="Port on loopback; 0 takes a free one.", min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    mistakes: Annotated[float, typer.Option(help="Share of wrong answers.", min=0.0, max=1.0)] = 0.12,
+    noise: Annotated[float, typer.Option(help="Share of untidy answers.", min=0.0, max=1.0)] = 0.2,
+    latency_ms: Annotated[float, typer.Option(help="Time that an answer takes, in ms.", min=0.0)] = 0.0,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(help="Serve these recorded completions (JSONL) instead.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Serve /v1/models and /v1/chat/completions on loopback until interrupted."""
+    server = _workshop("pocketstill_pipeline.teacher.server")
+    server.serve_forever(
+        host=host, port=port, mistakes=mistakes, noise=noise, latency_ms=latency_ms, replay=list(replay or [])
+    )
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    try:
+        call()
+    except UserError as error:
+        print(f"pocketstill: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS:
+            raise
+        print(
+            f"pocketstill: {error.filename or 'disk'}: {error.strerror}; nothing that was finished is lost",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("pocketstill: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+# No space left, quota exceeded, read-only file system, permission denied: the user's to mend, wherever they strike.
+_USER_ERRNOS = frozenset({28, 122, 30, 13})
+
+
+def main() -> None:
+    """Entry point of the command; see `pocketstill --help`."""
+    sys.exit(_guarded(app))
