@@ -169,9 +169,10 @@ def teacher_serve(
 ) -> None:
     """Serve /v1/models and /v1/chat/completions on loopback until interrupted."""
     server = _workshop("pocketstill_pipeline.teacher.server")
-    server.serve_forever(
-        host=host, port=port, mistakes=mistakes, noise=noise, latency_ms=latency_ms, replay=list(replay or [])
+    config = server.TeacherConfig(
+        mistakes=mistakes, noise=noise, latency_ms=latency_ms, replay=tuple(str(path) for path in replay or ())
     )
+    server.serve(config, host=host, port=port)
 
 
 def _guarded(call: Callable[[], Any]) -> int:

@@ -1,0 +1,119 @@
+"""Export, as a stage of a run: the student as every variant that the recipe names, with the suite beside them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from pocketstill.bundle import Bundle, write_bundle_json
+from pocketstill.errors import UserError
+from pocketstill.files import write_json
+from pocketstill.manifest import read_manifest, up_to_date, write_manifest
+from pocketstill_export import ExportResult
+from pocketstill_export import export as export_checkpoint
+
+from .curate import SUITE
+from .recipe import Recipe
+
+_PARITY_TEXTS = 60
+
+
+def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[str, Any]:
+    """Write `out`/model with every variant and the suite, `out`/parity.json, and manifest.json last.
+
+    Raises:
+        UserError: a variant is not the same model as the checkpoint; nothing is left that looks complete.
+    """
+    config = {
+        "variants": recipe.verify.variants,
+        "max_new_tokens": recipe.verify.max_new_tokens,
+        "context_length": recipe.student.context_length,
+        "skills": [skill.model_dump(mode="json", include={"name", "kind", "gate"}) for skill in recipe.skills],
+    }
+    inputs = _inputs(curated, distilled)
+    if up_to_date(out, config, inputs):
+        return _counts(out)
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "manifest.json").unlink(missing_ok=True)
+    model = out / "model"
+    if model.is_dir():
+        shutil.rmtree(model)
+    result = export_checkpoint(
+        distilled / "student",
+        model,
+        variants=recipe.verify.variants,
+        context_length=recipe.student.context_length,
+        generation={"max_new_tokens": recipe.verify.max_new_tokens, "temperature": 0.0},
+        skills={skill.name: {"kind": skill.kind, "gate": skill.gate} for skill in recipe.skills},
+        name=recipe.name,
+        parity_texts=_parity_texts(distilled, curated),
+    )
+    add_suite(model, curated / SUITE)
+    write_json(out / "parity.json", result.to_dict())
+    write_manifest(
+        out,
+        stage="export",
+        config=config,
+        inputs=inputs,
+        outputs=[path for path in sorted(model.rglob("*")) if path.is_file()] + [out / "parity.json"],
+        seed=None,
+        counts=_sizes(result),
+        seconds=time.monotonic() - started,
+    )
+    return _counts(out)
+
+
+def add_suite(folder: Path, suite: Path, **index: Any) -> Bundle:
+    """Put the questions that verify it into a bundle's folder, and write the index anew with what is given."""
+    bundle = Bundle.load(folder, check=False)
+    if suite.resolve() != (folder / SUITE).resolve():
+        shutil.copyfile(suite, folder / SUITE)
+    fields: dict[str, Any] = {
+        "name": bundle.name,
+        "variants": bundle.variants,
+        "default": bundle.default,
+        "stop_ids": bundle.stop_ids,
+        "generation": bundle.generation,
+        "context_length": bundle.context_length,
+        "skills": bundle.skills,
+        "threads": bundle.threads,
+        "verification": bundle.verification,
+        "lineage": bundle.lineage,
+    }
+    return write_bundle_json(folder, **(fields | index))
+
+
+def _inputs(curated: Path, distilled: Path) -> dict[str, str]:
+    trained, kept = read_manifest(distilled), read_manifest(curated)
+    if trained is None or kept is None:
+        raise UserError(f"{distilled}: no finished student there; run `pocketstill distill` first")
+    weights = {f"distill/{name}": digest for name, digest in trained.outputs.items() if name.startswith("student/")}
+    return weights | {f"curate/{SUITE}": kept.outputs[SUITE]}
+
+
+def _parity_texts(distilled: Path, curated: Path) -> list[str]:
+    """Held-out conversations as the student sees them, so that the logits are compared where they matter."""
+    from datasets import load_dataset
+
+    from .packing import encode
+    from .students import read_tokenizer
+
+    tokenizer = read_tokenizer(distilled / "student")
+    rows = load_dataset("parquet", data_files=str(curated / "heldout.parquet"), split="train").to_list()
+    step = max(1, len(rows) // _PARITY_TEXTS)
+    return [tokenizer.decode(ids) for ids, _ in encode(tokenizer, "chat", rows[::step])]
+
+
+def _sizes(result: ExportResult) -> dict[str, Any]:
+    return {
+        "bytes": {variant.name: variant.bytes for variant in result.variants},
+        "notes": list(result.notes),
+    }
+
+
+def _counts(out: Path) -> dict[str, Any]:
+    manifest = read_manifest(out)
+    return {} if manifest is None else dict(manifest.counts)

@@ -1,0 +1,291 @@
+"""The ledger: a row a request to the teacher. Journal, cache, resume point and receipt in one SQLite file.
+
+A row is keyed by the hash of all that determines the answer. Only rows in state `done` count as answered; one
+that was in flight at a crash stays `pending` and is asked again. Keys to an API never enter it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketstill.errors import UserError
+
+SCHEMA_VERSION = 1
+# Long enough to gather what was answered meanwhile into one commit, short enough to lose nothing.
+_GATHER_S = 0.005
+# How often what is committed is also forced to the disk, against a power cut.
+_SYNC_S = 1.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+  key TEXT PRIMARY KEY,
+  state TEXT NOT NULL CHECK (state IN ('pending', 'done', 'failed')),
+  request TEXT NOT NULL,
+  response TEXT,
+  prompt_tokens INTEGER,
+  completion_tokens INTEGER,
+  price REAL,
+  latency_s REAL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  error TEXT,
+  changed_at REAL NOT NULL
+)"""
+# An answer is never overwritten by a later failure, nor by a second crash's pending row.
+_BEGIN = """
+INSERT INTO requests (key, state, request, changed_at) VALUES (?, 'pending', ?, ?)
+ON CONFLICT (key) DO UPDATE SET state = 'pending', error = NULL, changed_at = excluded.changed_at
+WHERE state <> 'done'"""
+_FINISH = """
+INSERT INTO requests (key, state, request, response, prompt_tokens, completion_tokens, price, latency_s,
+                      attempts, error, changed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET state = excluded.state, response = excluded.response,
+  prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
+  price = excluded.price, latency_s = excluded.latency_s, attempts = requests.attempts + excluded.attempts,
+  error = excluded.error, changed_at = excluded.changed_at
+WHERE state <> 'done'"""
+_COLUMNS = "key, state, request, response, prompt_tokens, completion_tokens, price, latency_s, attempts, error"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request. `request` is its canonical JSON, `response` the body as it was received."""
+
+    key: str
+    state: str
+    request: str
+    response: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    price: float | None = None
+    latency_s: float | None = None
+    attempts: int = 1
+    error: str | None = None
+
+
+def canonical(request: dict[str, Any]) -> str:
+    """The one JSON text of a request, whatever the order of its keys."""
+    return json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def request_key(request_json: str) -> str:
+    """SHA-256 of a request's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(request_json.encode()).hexdigest()
+
+
+class Ledger:
+    """An open ledger.
+
+    `get` reads on the caller's thread. `finish` hands a row to a writer thread, which commits whatever has
+    come in within a few milliseconds as one transaction, and returns when that is committed: so an answer
+    outlives this process before it is used (and a power cut a second later), and no commit stalls the
+    requests in flight.
+
+    Raises:
+        UserError: the file cannot be opened or written, is damaged, or another process is collecting into it.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        self.path = path
+        self._broken: UserError | None = None
+        self._thread: threading.Thread | None = None
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._lock: int | None = None
+        try:
+            if readonly:
+                self._reader = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
+                self._check_version(self._reader)
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+            self._writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            # A commit outlives this process without waiting for the disk; `_sync` bounds what a power cut takes.
+            self._writer.execute("PRAGMA synchronous = NORMAL")
+            self._writer.execute(_SCHEMA)
+            self._check_version(self._writer)
+            self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._reader = sqlite3.connect(path, isolation_level=None, timeout=10)
+        except (sqlite3.Error, OSError) as error:
+            self._release()
+            raise _mendable(path, error) from error
+        self._thread = threading.Thread(target=self._write_batches, name="ledger", daemon=True)
+        self._thread.start()
+
+    def _check_version(self, connection: sqlite3.Connection) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise UserError(
+                f"ledger {self.path} has format {version}, this version reads {SCHEMA_VERSION}; "
+                "use the version of pocketstill that made it, or another run folder"
+            )
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, key: str) -> Row | None:
+        """The row of a request, in whatever state; None if it was never asked."""
+        try:
+            found = self._reader.execute(f"SELECT {_COLUMNS} FROM requests WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise _mendable(self.path, error) from error
+        return Row(*found) if found else None
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in the order of their keys."""
+        try:
+            for found in self._reader.execute(f"SELECT {_COLUMNS} FROM requests ORDER BY key"):
+                yield Row(*found)
+        except sqlite3.Error as error:
+            raise _mendable(self.path, error) from error
+
+    def begin(self, key: str, request: str) -> None:
+        """Note that a request goes out now; does not wait for the disk."""
+        self._put(_Write(_BEGIN, (key, request, time.time())))
+
+    async def finish(self, row: Row) -> None:
+        """Record an answer (`done`) or a failure (`failed`), and return when it is committed.
+
+        Raises:
+            UserError: it could not be written (a full disk).
+        """
+        values = (
+            row.key, row.state, row.request, row.response, row.prompt_tokens, row.completion_tokens,
+            row.price, row.latency_s, row.attempts, row.error, time.time(),
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        committed: asyncio.Future[None] = loop.create_future()
+        self._put(_Write(_FINISH, values, committed))
+        await committed
+
+    def close(self) -> None:
+        """Commit what is queued and close; the file is then one file, without its write-ahead log."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+            self._reader.close()
+            # Without its log the file opens from a read-only folder too. Should this fail, the log stays, no more.
+            with suppress(sqlite3.Error):
+                self._writer.execute("PRAGMA journal_mode = DELETE")
+        self._release()
+
+    def _release(self) -> None:
+        for name in ("_reader", "_writer"):
+            connection = self.__dict__.pop(name, None)
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _put(self, write: _Write) -> None:
+        if self._broken is not None:
+            raise self._broken
+        self._queue.put(write)
+
+    def _write_batches(self) -> None:
+        closing, synced = False, time.monotonic()
+        while not closing:
+            batch = [self._queue.get()]
+            if batch[0] is not None:
+                time.sleep(_GATHER_S)
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            closing = None in batch
+            writes = [write for write in batch if write is not None]
+            if self._broken is None:
+                self._broken = self._commit(writes)
+            _settle(writes, self._broken)
+            if self._broken is None and time.monotonic() - synced > _SYNC_S:
+                self._sync()
+                synced = time.monotonic()
+
+    def _sync(self) -> None:
+        # A failure here loses nothing: the next commit or the next opening meets it again.
+        with suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _commit(self, writes: list[_Write]) -> UserError | None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for write in writes:
+                self._writer.execute(write.statement, write.values)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            with suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            return _mendable(self.path, error)
+        return None
+
+
+@dataclass(frozen=True)
+class _Write:
+    statement: str
+    values: tuple[Any, ...]
+    committed: asyncio.Future[None] | None = None
+
+
+def _settle(writes: list[_Write], error: UserError | None) -> None:
+    futures = [write.committed for write in writes if write.committed is not None]
+
+    def tell() -> None:
+        for future in futures:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    if futures:
+        # The loop may be gone already when a run was interrupted; the row is on the disk all the same.
+        with suppress(RuntimeError):
+            futures[0].get_loop().call_soon_threadsafe(tell)
+
+
+def _lock(path: Path) -> int | None:
+    """Hold the folder against a second collecting process; the system lets go of it when this one dies."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        said = "another process is collecting into it; wait for it, or stop it"
+        raise UserError(f"ledger {path}: {said}") from None
+    return folder
+
+
+def _mendable(path: Path, error: Exception) -> UserError:
+    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    low = said.lower()
+    if "full" in low or "disk i/o" in low or "no space" in low:
+        mend = "free some space and run again; what was answered is kept"
+    elif "readonly" in low or "unable to open" in low or "denied" in low or "read-only" in low:
+        mend = "make the folder and the file writable, or give another run folder"
+    elif "malformed" in low or "not a database" in low:
+        mend = "the file is damaged; restore a copy, or move it away and have the requests asked anew"
+    elif "locked" in low:
+        mend = "another process holds it; wait for it, or stop it"
+    else:
+        mend = "check the file and the disk"
+    return UserError(f"ledger {path}: {said}; {mend}")

@@ -1,0 +1,146 @@
+"""The questions of a recipe, drawn from its seed: what to train on, and apart from it what is held out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from pocketstill.errors import UserError
+from pocketstill.grading import Kind
+
+from . import problems
+from .example import Question, Route, Split
+from .jsonl import read_jsonl
+from .problems.base import normalise
+from .recipe import Recipe, Skill
+
+UNSEEN = "unseen_names"
+_UNSEEN_SKILL = "last_letters"
+# After so many draws for each question wanted, the rules of a skill cannot make enough different ones.
+_DRAWS_PER_QUESTION = 400
+
+
+def build_questions(recipe: Recipe) -> list[Question]:
+    """All questions of a recipe, skill by skill, training before held-out ones; the same for the same seed.
+
+    A generated question is held out when `problems.held_out` says so of its text; a row of a file when its
+    `split` says "test", or by the seed when the file has no splits. Added questions (`expand`) never equal a
+    held-out one.
+
+    Raises:
+        UserError: a file is missing or broken, a skill is unknown, or has too few different questions.
+    """
+    found: list[Question] = []
+    for skill in recipe.skills:
+        rng = random.Random(f"{recipe.seed}/{skill.name}")
+        drawn = _generated(skill, rng) if skill.source == "embedded" else _from_file(skill, rng)
+        found += drawn
+        if skill.source == "embedded" and skill.name == _UNSEEN_SKILL and skill.heldout:
+            found += _unseen_names(skill, rng)
+    heldout = {normalise(question.text) for question in found if question.split == "heldout"}
+    for skill in recipe.skills:
+        if skill.expand:
+            own = [q for q in found if q.skill == skill.name and q.split == "train"]
+            found += _expanded(skill, own, heldout, random.Random(f"{recipe.seed}/{skill.name}/expand"))
+    return found
+
+
+def _question(
+    skill: str, text: str, gold: str, kind: Kind, split: Split, route: Route = "labeling",
+    tags: tuple[str, ...] = (), occurrence: int = 0,
+) -> Question:  # fmt: skip
+    again = f"-{occurrence + 1}" if occurrence else ""
+    identity = f"{skill}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{again}"
+    return Question(identity, skill, text, gold, kind, split, route, tags, occurrence)
+
+
+def _generated(skill: Skill, rng: random.Random) -> list[Question]:
+    if skill.name not in problems.SKILLS:
+        nearest = difflib.get_close_matches(skill.name, problems.SKILLS, n=1, cutoff=0.0)
+        raise UserError(
+            f"skill {skill.name!r} cannot be generated; nearest: {nearest[0]!r}, or set its source to a JSONL file"
+        )
+    kind = problems.sample(skill.name, random.Random(0)).kind
+    if skill.kind != kind:
+        raise UserError(f"skill {skill.name!r}: its kind is {kind!r}, not {skill.kind!r}; mend the recipe")
+    wanted: dict[Split, int] = {"train": skill.questions, "heldout": skill.heldout}
+    drawn: dict[Split, list[Question]] = {"train": [], "heldout": []}
+    seen: set[str] = set()
+    for _ in range(_DRAWS_PER_QUESTION * (skill.questions + skill.heldout)):
+        if all(len(drawn[split]) >= wanted[split] for split in wanted):
+            return drawn["train"] + drawn["heldout"]
+        problem = problems.sample(skill.name, rng)
+        split: Split = "heldout" if problems.held_out(problem.question) else "train"
+        text = normalise(problem.question)
+        if len(drawn[split]) < wanted[split] and text not in seen:
+            seen.add(text)
+            drawn[split].append(
+                _question(skill.name, problem.question, problem.gold, problem.kind, split, tags=problem.tags)
+            )
+    had = f"{len(drawn['train'])} training and {len(drawn['heldout'])} held-out ones"
+    raise UserError(f"skill {skill.name!r}: only {had} differ; lower its questions or heldout in the recipe")
+
+
+def _unseen_names(skill: Skill, rng: random.Random) -> list[Question]:
+    """Held-out questions with names that training never sees: reported beside the skill, without a gate."""
+    drawn: dict[str, Question] = {}
+    while len(drawn) < skill.heldout:
+        problem = problems.sample(skill.name, rng, unseen=True)
+        question = _question(
+            f"{skill.name}_unseen",
+            problem.question,
+            problem.gold,
+            problem.kind,
+            "heldout",
+            tags=(*problem.tags, UNSEEN),
+        )
+        drawn.setdefault(normalise(problem.question), question)
+    return list(drawn.values())
+
+
+def _from_file(skill: Skill, rng: random.Random) -> list[Question]:
+    path = Path(skill.source)
+    rows = read_jsonl(path, ("question", "gold"), ("split",))
+    named = sum("split" in row for row in rows)
+    if 0 < named < len(rows):
+        raise UserError(f"{path}: {len(rows) - named} of {len(rows)} rows have no 'split'; give it to all or to none")
+    for number, row in enumerate(rows, start=1):
+        if row.get("split", "train") not in ("train", "test"):
+            raise UserError(f"{path}, row {number}: split is {row['split']!r}; it must be 'train' or 'test'")
+    if not named:
+        chosen = set(rng.sample(range(len(rows)), min(skill.heldout, len(rows) // 2)))
+        rows = [row | {"split": "test" if index in chosen else "train"} for index, row in enumerate(rows)]
+    counted: dict[str, int] = {}
+    split: dict[Split, list[Question]] = {"train": [], "heldout": []}
+    for row in rows:
+        occurrence = counted.get(row["question"], 0)
+        counted[row["question"]] = occurrence + 1
+        side: Split = "heldout" if row["split"] == "test" else "train"
+        split[side].append(_question(skill.name, row["question"], row["gold"], skill.kind, side, occurrence=occurrence))
+    return split["train"][: skill.questions] + split["heldout"]
+
+
+def _expanded(skill: Skill, own: Iterable[Question], heldout: set[str], rng: random.Random) -> list[Question]:
+    texts = [question.text for question in own]
+    seen = {normalise(text) for text in texts} | heldout
+    generated = skill.source == "embedded"
+    drawn: list[Question] = []
+    for _ in range(_DRAWS_PER_QUESTION * skill.expand):
+        if len(drawn) == skill.expand:
+            return drawn
+        problem = problems.vary(texts, rng) if texts else None
+        if problem is None:
+            continue
+        text = normalise(problem.question)
+        # The rule's own held-out tenth stays out too where the held-out questions come from the same rule.
+        if text in seen or (generated and problems.held_out(problem.question)):
+            continue
+        seen.add(text)
+        drawn.append(_question(skill.name, problem.question, problem.gold, skill.kind, "train", "expansion"))
+    raise UserError(
+        f"skill {skill.name!r}: its questions could be varied into {len(drawn)} new ones, "
+        f"not {skill.expand}; lower its expand"
+    )

@@ -1,0 +1,236 @@
+"""A local teacher behind the OpenAI protocol: a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from pocketstill.errors import UserError
+
+from . import TeacherConfig, embedded
+from .protocol import (
+    SAMPLE_HEADER,
+    ChatRequest,
+    Choice,
+    ProtocolError,
+    completion_json,
+    count_tokens,
+    cut,
+    parse_chat,
+    stream_events,
+)
+from .replay import load_recordings, replay
+
+_MOST_BODY_BYTES = 1 << 20
+_START_TIMEOUT_S = 60.0
+Answer = Callable[[ChatRequest, int], Choice]
+
+
+def _answerer(config: TeacherConfig) -> Answer:
+    by_rule = partial(embedded.answer, config)
+    if not config.replay:
+        return lambda request, index: cut(by_rule(request, index), request)
+    recordings = load_recordings(config.replay)
+
+    def recorded(request: ChatRequest, index: int) -> Choice:
+        otherwise = partial(by_rule, request, index) if config.fall_through else None
+        text = replay(recordings, request, index, otherwise)
+        return Choice(text, "stop", count_tokens(text))
+
+    return recorded
+
+
+def make_app(config: TeacherConfig) -> Starlette:
+    """The ASGI application. `GET /stats` counts the chat requests answered since it started.
+
+    Raises:
+        UserError: a replay file is missing or broken.
+    """
+    answer = _answerer(config)
+    served = {"requests": 0}
+    started = int(time.time())
+
+    async def models(_: Request) -> Response:
+        model = {"id": config.model, "object": "model", "created": started, "owned_by": "pocketstill"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def stats(_: Request) -> Response:
+        return JSONResponse(served)
+
+    async def chat(http: Request) -> Response:
+        body = await _bounded_body(http)
+        request = parse_chat(body, http.headers.get(SAMPLE_HEADER))
+        if request.model != config.model:
+            said = f"The model {request.model!r} does not exist here; {config.model!r} is served."
+            raise ProtocolError(404, said, code="model_not_found", param="model")
+        if config.latency_ms:
+            await asyncio.sleep(config.latency_ms / 1000)
+        choices = [answer(request, index) for index in range(request.n)]
+        identity = "chatcmpl-" + hashlib.blake2b(body, digest_size=12).hexdigest()
+        served["requests"] += 1
+        created = int(time.time())
+        if request.stream:
+            events = stream_events(request, choices, identity, created)
+            return StreamingResponse(_each(events), media_type="text/event-stream")
+        return JSONResponse(completion_json(request, choices, identity, created))
+
+    routes = [
+        Route("/v1/models", models),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/stats", stats),
+    ]
+    return Starlette(routes=routes, exception_handlers={ProtocolError: _refused, HTTPException: _no_route})
+
+
+async def _bounded_body(http: Request) -> bytes:
+    body = b""
+    async for part in http.stream():
+        body += part
+        if len(body) > _MOST_BODY_BYTES:
+            raise ProtocolError(413, f"The request body is larger than {_MOST_BODY_BYTES} bytes.")
+    return body
+
+
+async def _each(events: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for event in events:
+        yield event
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ProtocolError)
+    return JSONResponse(error.body, status_code=error.status)
+
+
+async def _no_route(http: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    said = f"{http.method} {http.url.path} is not served; POST /v1/chat/completions and GET /v1/models are."
+    return JSONResponse(ProtocolError(status, said, code="unknown_url").body, status_code=status)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        raise UserError(f"the local teacher serves loopback only, not {host}; leave the host away, or use 127.0.0.1")
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    # With the protocol left at 0, asyncio does not turn Nagle's algorithm off, and each answer waits for 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --port") from None
+    return listener
+
+
+def _server(config: TeacherConfig) -> uvicorn.Server:
+    settings = uvicorn.Config(
+        make_app(config), lifespan="off", ws="none", access_log=False, log_level="warning",
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    return uvicorn.Server(settings)
+
+
+def serve(config: TeacherConfig, host: str = "127.0.0.1", port: int = 0) -> None:
+    """Serve until interrupted; prints one JSON line with the base URL. Port 0 takes a free one.
+
+    Raises:
+        UserError: the port is taken, the host is not loopback, or a replay file is broken.
+    """
+    server = _server(config)
+    with contextlib.closing(_listen(host, port)) as listener, contextlib.suppress(KeyboardInterrupt):
+        listener.listen(128)
+        print(json.dumps({"base_url": _base_url(listener), "model": config.model}), flush=True)
+        server.run(sockets=[listener])
+
+
+def _base_url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+@contextlib.contextmanager
+def running_teacher(config: TeacherConfig) -> Iterator[str]:
+    """A local teacher in a child process for the length of a `with` block; gives its base URL.
+
+    The child ends when the block does, and also when this process dies by whatever means: it watches a pipe.
+
+    Raises:
+        UserError: a replay file is missing or broken, or the child does not start.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pocketstill_pipeline.teacher.server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        # Ctrl-C reaches this process alone, so that requests in flight are not refused on the way out.
+        start_new_session=True,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    overdue = threading.Timer(_START_TIMEOUT_S, child.kill)
+    try:
+        overdue.start()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(json.dumps(asdict(config)) + "\n")
+            child.stdin.flush()
+        line = child.stdout.readline()
+        overdue.cancel()
+        said = json.loads(line) if line else {"error": "the local teacher did not start; see the lines above"}
+        if "error" in said:
+            raise UserError(said["error"])
+        yield said["base_url"]
+    finally:
+        overdue.cancel()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdout.close()
+
+
+def _serve_parent() -> None:
+    raw = json.loads(sys.stdin.readline())
+    config = TeacherConfig(**(raw | {"replay": tuple(raw["replay"])}))
+    try:
+        server = _server(config)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        sys.exit(2)
+
+    def stop_with_parent() -> None:
+        # Not through sys.stdin: its lock, held by this thread, would trouble the interpreter's shutdown.
+        while os.read(0, 1024):
+            pass
+        server.should_exit = True
+
+    with contextlib.closing(_listen("127.0.0.1", 0)) as listener:
+        listener.listen(128)
+        print(json.dumps({"base_url": _base_url(listener)}), flush=True)
+        threading.Thread(target=stop_with_parent, daemon=True).start()
+        server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    _serve_parent()
