@@ -18,6 +18,7 @@ from pocketstill.errors import UserError
 
 from . import problems
 from .distill import train
+from .problems.base import draw_names
 from .recipe import Recipe, load_recipe
 
 # Share of the problems by skill: more of those that are learnt later.
@@ -28,24 +29,36 @@ _MIXTURE = {
     "arithmetic": 2.2,
     "tool_call": 0.8,
 }
-_TOKENS_A_PROBLEM = 95
+# And of lists of made-up names to say again: copying a word that it has never met is half of what the skills need.
+_COPYING = 0.8
+_TOKENS_A_PROBLEM = 85
 
 
 def generate(recipe: Recipe) -> list[dict[str, Any]]:
     """Worked problems of the training side, as many as the recipe's token budget takes, without mistakes."""
     rng = random.Random(recipe.seed)
-    names = [skill.name for skill in recipe.skills]
-    weights = [_MIXTURE[name] for name in names]
+    names = [*(skill.name for skill in recipe.skills), "copying"]
+    weights = [*(_MIXTURE[name] for name in names[:-1]), _COPYING]
     wanted = recipe.train.tokens // _TOKENS_A_PROBLEM
     rows: list[dict[str, Any]] = []
     while len(rows) < wanted:
-        problem = problems.sample(rng.choices(names, weights)[0], rng)
+        name = rng.choices(names, weights)[0]
+        if name == "copying":
+            rows.append(_copying(rng))
+            continue
+        problem = problems.sample(name, rng)
         solution = problems.solve(problem.question, rng)
         if problems.held_out(problem.question) or solution is None:
             continue
         messages = [{"role": "user", "content": problem.question}]
         rows.append({"messages": messages, "rationale": solution.rationale, "answer": solution.answer})
     return rows
+
+
+def _copying(rng: random.Random) -> dict[str, Any]:
+    text = " ".join(draw_names(rng, rng.randint(2, 6)))
+    messages = [{"role": "user", "content": f'Say after me: "{text}"'}]
+    return {"messages": messages, "rationale": "", "answer": text}
 
 
 def pretrain(recipe_path: Path, out: Path) -> None:

@@ -104,7 +104,9 @@ def _count_words(texts: Iterable[str], split: Any) -> tuple[Counter[str], int]:
 def _common(counts: Counter[str], total: int) -> list[str]:
     """Words that many texts share, most common first; a number is never a word."""
     least = max(2, total * _LEAST_SHARE)
-    chosen = [word for word, n in counts.items() if n >= least and len(word) > 1 and not re.search(r"\d", word)]
+    # A small letter behind a blank or a quote stays a letter, so that words are spelt alike wherever they stand.
+    spelt = re.compile(r"\d|^.$|^[^a-zA-Z][a-z]$")
+    chosen = [word for word, n in counts.items() if n >= least and not spelt.search(word)]
     # Ties by the word itself: the order of a set differs from process to process, and token ids must not.
     return sorted(chosen, key=lambda word: (-counts[word], word))
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .base import Problem, Solution, draw_name
+from .base import Problem, Solution, draw_name, draw_style
 
 _ITEMS = "apples marbles stickers books cards coins pencils shells stamps cookies flowers beads".split()
 
@@ -166,7 +166,7 @@ def solve(question: str, rng: random.Random, mistaken: bool) -> Solution | None:
 
 
 def _tell(steps: list[tuple[int, str, int, int]], form: _Form, slip: int | None, rng: random.Random) -> Solution:
-    style, lines, shift = rng.randrange(3), [], 0
+    style, lines, shift = draw_style(rng), [], 0
     starts = ("First", "Then", "Finally")
     for index, (x, operator, y, value) in enumerate(steps):
         left, _, right = form.steps[index]

@@ -84,6 +84,11 @@ def draw_names(rng: random.Random, count: int, *, unseen: bool = False) -> list[
     return names
 
 
+def draw_style(rng: random.Random) -> int:
+    """Which of a skill's three styles of rationale: the first one is the commonest, as real teachers have a habit."""
+    return rng.choices((0, 1, 2), (0.6, 0.2, 0.2))[0]
+
+
 def join_and(parts: list[str]) -> str:
     """English enumeration: "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from .base import Problem, Solution, draw_names
+from .base import Problem, Solution, draw_names, draw_style
 
 _WORDINGS = (
     (
@@ -62,19 +62,19 @@ def solve(question: str, rng: random.Random, mistaken: bool) -> Solution | None:
         return None
     start, names, acts = parsed
     slip = rng.randrange(len(acts)) if mistaken else None
-    style = rng.randrange(3)
+    style = draw_style(rng)
     side, lines = start, []
     for index, (name, act) in enumerate(zip(names, acts, strict=True)):
         side = side if act == (index == slip) else _OTHER[side]
         if style == 0:
-            lines.append(f"{name} {'flips' if act else 'does not flip'} the coin, so it is {side} up.")
+            lines.append(f"{name}: {'flip' if act else 'no flip'}, {side} up.")
         elif style == 1:
             lines.append(f"{name} {'turns it' if act else 'leaves it'}: {side}.")
         else:
-            lines.append(f"{name}: {'flip' if act else 'no flip'}, {side} up.")
-    first = ("It starts {} up.", "Start: {}.", "The coin is {} up.")[style].format(start)
+            lines.append(f"{name} {'flips' if act else 'does not flip'} the coin, so it is {side} up.")
+    first = ("The coin is {} up.", "Start: {}.", "It starts {} up.")[style].format(start)
     answer = "yes" if side == start else "no"
-    last = f"At the end it is {side} up, so the answer is {answer}."
+    last = f"The question is whether it is {start} up, and it is {side} up: {answer}."
     return Solution("\n".join([first, *lines, last]), answer)
 
 

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from .base import Problem, Solution, draw_names, join_and
+from .base import Problem, Solution, draw_names, draw_style, join_and
 
 _WORDINGS = (
     'Take the last letters of the words in "{}" and concatenate them.',
@@ -36,14 +36,13 @@ def solve(question: str, rng: random.Random, mistaken: bool) -> Solution | None:
         wrong = [c for c in names[slip].lower()[:-1] if c != letters[slip]] or ["e" if letters[slip] != "e" else "a"]
         letters[slip] = rng.choice(wrong)
     answer, pairs = "".join(letters), list(zip(names, letters, strict=True))
-    style = rng.randrange(3)
+    style = draw_style(rng)
     if style == 0:
-        lines = [f'The last letter of "{name}" is "{letter}".' for name, letter in pairs]
+        lines = [f'{name} ends in {letter}: "{answer[: index + 1]}".' for index, (name, letter) in enumerate(pairs)]
         return Solution("\n".join([*lines, f'Together they make "{answer}".']), answer)
     if style == 1:
-        return Solution(
-            "\n".join([*(f"{name} ends in {letter}." for name, letter in pairs), f'So "{answer}".']), answer
-        )
+        lines = [f'The last letter of "{name}" is "{letter}".' for name, letter in pairs]
+        return Solution("\n".join([*lines, f'Together they make "{answer}".']), answer)
     quoted_letters = join_and([f'"{letter}"' for letter in letters])
     listed = ", ".join(f"{name} ({letter})" for name, letter in pairs)
     return Solution(f'{listed}: the letters are {quoted_letters}, which give "{answer}".', answer)

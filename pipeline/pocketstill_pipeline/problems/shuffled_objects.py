@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Problem, Solution
+from .base import Problem, Solution, draw_style
 
 _PEOPLE = ["Alice", "Bob", "Claire", "Dave", "Eve", "Fred", "Hannah", "Jacob", "Olivia", "Sam"]
 _COLOURS = ["red", "blue", "green", "yellow", "white", "black", "orange", "purple", "pink", "brown"]
@@ -50,7 +50,7 @@ _SCENES = (
 )
 _ORDER = ("First", "Then", "Finally")
 _LISTED = re.compile(r"(\w+), (\w+),? and (\w+)\b")
-_SWAP = re.compile(r"((?:First|Then|Next|Finally), )(\w+)( and )(\w+)(?= (?:swap|trade|switch)\b)")
+_SWAP = re.compile(r"(First|Then|Next|Finally)(, )(\w+)( and )(\w+)(?= (?:swap|trade|switch)\b)")
 _ASKED = re.compile(r"(At the end of [^,]+, )(\w+)(?= (?:has|is playing|is dancing with)\b)")
 _OWNS = r" (?:has|gets|is playing|is dancing with) (?:an? )?"
 _CHOICE = re.compile(r"\(([A-C])\) (.*?)\.(?= \(|$)")
@@ -61,6 +61,7 @@ class _Parsed:
     people: list[str]
     things: list[str]
     holds: list[int]
+    orders: list[str]
     swaps: list[tuple[int, int]]
     asked: int
 
@@ -91,7 +92,7 @@ def _parse(question: str) -> _Parsed | None:
     if listed is None or asked is None or not swaps or len(choices) != 3:
         return None
     people, things = list(listed.groups()), [thing for _, thing in choices]
-    named = [asked[2], *(swap[k] for swap in swaps for k in (2, 4))]
+    named = [asked[2], *(swap[k] for swap in swaps for k in (3, 5))]
     opening = question[: swaps[0].start()]
     holds = []
     for person in people:
@@ -102,8 +103,9 @@ def _parse(question: str) -> _Parsed | None:
         holds.append(held[0])
     if not set(named) <= set(people):
         return None
-    pairs = [(people.index(swap[2]), people.index(swap[4])) for swap in swaps]
-    return _Parsed(people, things, holds, pairs, people.index(asked[2]))
+    pairs = [(people.index(swap[3]), people.index(swap[5])) for swap in swaps]
+    orders = [swap[1] for swap in swaps]
+    return _Parsed(people, things, holds, orders, pairs, people.index(asked[2]))
 
 
 def solve(question: str, rng: random.Random, mistaken: bool) -> Solution | None:
@@ -115,23 +117,21 @@ def solve(question: str, rng: random.Random, mistaken: bool) -> Solution | None:
     while mistaken and _final(parsed.holds, done)[parsed.asked] == right:
         done = list(parsed.swaps)
         done[rng.randrange(len(done))] = (a := rng.randrange(3), (a + rng.randrange(3)) % 3)
-    style = rng.randrange(3)
+    style = draw_style(rng)
     holds = parsed.holds
-    lines = [_state(parsed, holds, style, "Start")]
-    for said, swap in zip(parsed.swaps, done, strict=True):
+    lines = ["Start: " + _state(parsed, holds, style)]
+    for order, said, swap in zip(parsed.orders, parsed.swaps, done, strict=True):
         holds = _final(holds, [swap])
-        lines.append(_state(parsed, holds, style, f"{parsed.people[said[0]]} and {parsed.people[said[1]]} swap"))
+        event = f"{order}, {parsed.people[said[0]]} and {parsed.people[said[1]]} swap"
+        lines.append(event + (": ", ", so now ", ", which gives ")[style] + _state(parsed, holds, style))
     letter, who = "ABC"[holds[parsed.asked]], parsed.people[parsed.asked]
-    last = f"At the end {who} has {parsed.things[holds[parsed.asked]]}, which is ({letter})." if style == 2 else ""
-    return Solution("\n".join([*lines, last or f"At the end {who} has ({letter})."]), letter)
+    return Solution("\n".join([*lines, f"At the end {who} has ({letter})."]), letter)
 
 
-def _state(parsed: _Parsed, holds: list[int], style: int, event: str) -> str:
-    if style == 2:
-        owned = [f"{person} has {parsed.things[i]}" for person, i in zip(parsed.people, holds, strict=True)]
-        return f"{event}: {', '.join(owned)}."
-    letters = [f"{person} {'has ' if style else ''}{'ABC'[i]}" for person, i in zip(parsed.people, holds, strict=True)]
-    return f"{event}: {', '.join(letters)}."
+def _state(parsed: _Parsed, holds: list[int], style: int) -> str:
+    """Who holds what, by the letter of its choice, always in the order of the question."""
+    form = ("{} {}", "{} has {}", "{} ({})")[style]
+    return ", ".join(form.format(person, "ABC"[i]) for person, i in zip(parsed.people, holds, strict=True)) + "."
 
 
 def vary(question: str, others: Sequence[str], rng: random.Random) -> Problem | None:
@@ -156,7 +156,7 @@ def vary(question: str, others: Sequence[str], rng: random.Random) -> Problem | 
 
     def swap_again(match: re.Match[str]) -> str:
         a, b = next(drawn)
-        return match[1] + people[a] + match[3] + people[b]
+        return match[1] + match[2] + people[a] + match[4] + people[b]
 
     rest = _ASKED.sub(lambda m: m[1] + people[asked], _SWAP.sub(swap_again, rest))
     rest = _CHOICE.sub(lambda m: f"({m[1]}) {held['ABC'.index(m[1])]}.", rest)

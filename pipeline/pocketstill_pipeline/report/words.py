@@ -1,0 +1,228 @@
+"""What page and card say in plain words, each sentence made of the run's own figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from .reading import Json, Run
+
+_SPACE = "\N{NARROW NO-BREAK SPACE}"
+_MINUS = "\N{MINUS SIGN}"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def label(name: str) -> str:
+    """A skill's or tag's name as words."""
+    return name.replace("_", " ")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as per cent, without the sign of it: 0.9712 is "97.1"; a dash for None."""
+    return "\N{EN DASH}" if share is None else f"{100 * share:.{digits}f}"
+
+
+def with_percent(share: float | None) -> str:
+    """A share with its unit, and no digit behind the point that says nothing: 0.95 is "95 %"."""
+    return percent(None) if share is None else f"{100 * share:.1f}".removesuffix(".0") + _SPACE + "%"
+
+
+def points(share: float) -> str:
+    """A difference in percentage points with its sign: -0.004 is "−0.4"."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", _MINUS)
+
+
+def figure(number: float) -> str:
+    """A measured figure at three significant digits, thousands apart: 941.3 is "941", 4.125 is "4.12"."""
+    if abs(number) >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
+
+
+def spread(sd: float, of: float) -> str:
+    """A standard deviation with as many digits behind the point as the figure that it belongs to."""
+    digits = 0 if abs(of) >= 100 else 1 if abs(of) >= 10 else 2
+    return f"{sd:,.{digits}f}"
+
+
+def tiny(number: float) -> str:
+    """A figure of any size at two digits: 0.0041 is "4.1 × 10⁻³"."""
+    if number == 0 or 0.01 <= abs(number) < 100:
+        return f"{number:.2g}"
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{mantissa}{_SPACE}×{_SPACE}10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f}{_SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}{_SPACE}min {rest}{_SPACE}s"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    found = list(words)
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+
+
+def gated(run: Run) -> list[str]:
+    """The skills that the recipe names, in its order."""
+    own = {skill["name"] for skill in run.recipe["skills"]}
+    return [name for name in run.skills if name in own]
+
+
+def headline(run: Run) -> str:
+    """The page in one sentence: what the file does and what it takes, or that nothing passed."""
+    shipped = run.shipped
+    if shipped is None:
+        nearest = run.shown
+        missed = count(len(nearest["failures"]), "gate")
+        size = figure(nearest["file_mib"])
+        return (
+            f"This run did not pass: none of {count(len(run.variants), 'variant')} met every gate, and the nearest, "
+            f"{nearest['variant']} ({size}{_SPACE}MiB), missed {missed}."
+        )
+    return (
+        f"This {figure(shipped['file_mib'])}{_SPACE}MiB file {_against_teacher(run, shipped)}: "
+        f"{figure(shipped['decode_tok_s'])} tokens a second in {figure(shipped['peak_rss_mib'])}{_SPACE}MiB of memory, "
+        f"with the network {shipped['network']}."
+    )
+
+
+def _against_teacher(run: Run, shipped: Json) -> str:
+    teacher = run.report["teacher"]["heldout"]["by_skill"]
+    compared = [name for name in gated(run) if name in teacher]
+    if not compared:
+        return f"passed its gates on {count(len(gated(run)), 'skill')}"
+    equalled = [name for name in compared if shipped["skills"][name]["accuracy"] >= teacher[name]["accuracy"]]
+    total = count(len(compared), "skill")
+    if not equalled:
+        return f"answers less well than its teacher ({total})"
+    if len(equalled) == len(compared):
+        which = f"all {total}" if len(compared) > 1 else label(compared[0])
+    else:
+        which = f"{len(equalled)} of {total}"
+    return f"answers at least as well as its teacher on {which}"
+
+
+def overall(run: Run) -> dict[str, float | None]:
+    """Accuracy over all held-out questions of the recipe's skills: of the shown variant and of its teacher."""
+    teacher = run.report["teacher"]["heldout"]["by_skill"]
+    sources = {"file": run.shown["skills"], "teacher": teacher}
+    found: dict[str, float | None] = {}
+    for who, skills in sources.items():
+        own = [skills[name] for name in gated(run) if name in skills]
+        n = sum(skill["n"] for skill in own)
+        found[who] = sum(skill["accuracy"] * skill["n"] for skill in own) / n if n else None
+    return found
+
+
+def gates_said(run: Run) -> str:
+    """How the variant that ships was chosen, and its weakest skill."""
+    shipped = run.shipped
+    if shipped is None:
+        return "Nothing ships. What follows is what was measured, with every gate that was missed."
+    passed = [row for row in run.variants if row["passed"]]
+    skills = {name: shipped["skills"][name] for name in gated(run)}
+    weakest = min(skills, key=lambda name: float(skills[name]["accuracy"]))
+    found = skills[weakest]
+    gate = "" if found["gate"] is None else f", its gate {with_percent(found['gate'])}"
+    answers = overall(run)
+    beside = f"It is right on {with_percent(answers['file'])} of all questions of these skills"
+    beside += "" if answers["teacher"] is None else f", its teacher on {with_percent(answers['teacher'])}"
+    return (
+        f"{shipped['variant']} ships as the smallest of the {len(passed)} variants (of {len(run.variants)}) that "
+        f"passed every gate. {beside}. Its weakest skill is {label(weakest)}: {with_percent(found['accuracy'])} of "
+        f"{count(found['n'], 'held-out question')}{gate}."
+    )
+
+
+def teacher_said(run: Run) -> str:
+    """Who the teacher was; a stand-in is called one."""
+    teacher = run.recipe["teacher"]
+    embedded = teacher["embedded"]
+    rates = f"wrong answers at a rate of {with_percent(embedded['mistakes'])}"
+    rates += f" and untidy formatting at {with_percent(embedded['noise'])}"
+    if teacher["base_url"] == "embedded":
+        return (
+            "The teacher is the embedded one: problems and worked solutions by rule, with "
+            f"{rates}. It stands in for a language model behind the same protocol."
+        )
+    if teacher["base_url"] == "replay":
+        files = listed(PurePath(path).name for path in teacher["replay"])
+        whose = "" if teacher["model"] == "embedded" else f" of {teacher['model']}"
+        said = f"The teacher is a replay of recorded completions{whose} ({files}); no model was asked."
+        if any(skill["expand"] for skill in run.recipe["skills"]):
+            said += f" Questions that are not recorded were answered by the embedded teacher, by rule, with {rates}."
+        return said
+    return f"The teacher is {teacher['model']} at {urlsplit(teacher['base_url']).hostname or teacher['base_url']}."
+
+
+def student_said(run: Run) -> str:
+    """What the training started from."""
+    student, counts = run.recipe["student"], run.manifests["distill"].counts
+    size = count(counts["parameters"], "parameter")
+    base = base_name(run)
+    if base is None:
+        new = student["new"]
+        return (
+            f"The student is new: {new['architecture']}, {count(new['layers'], 'layer')} of width "
+            f"{new['hidden_size']}, {size}, trained from random weights. No base student was used."
+        )
+    return f"A base student was used: training started from {base} ({size}), not from random weights."
+
+
+def expansion_said(run: Run) -> str:
+    """Whether training questions were added by rule, and how many of the kept examples they make."""
+    routes = run.stats["kept_by_route"]
+    total, added = sum(routes.values()), routes.get("expansion", 0)
+    if not added:
+        return "No question was added to those of the recipe: the training data is not expanded."
+    return (
+        f"The training data is expanded: {added:,} of {count(total, 'kept example')} ({with_percent(added / total)}) "
+        "answer questions that were varied by rule from the training questions."
+    )
+
+
+def base_name(run: Run) -> str | None:
+    """The checkpoint that the student started from, by hub name or, for a folder, by the folder's name."""
+    base: str | None = run.recipe["student"]["base"]
+    return None if base is None else public(base)
+
+
+def public(value: Any) -> Any:
+    """JSON values fit to be shown: of an absolute path the name, of a URL no credentials and no query."""
+    if isinstance(value, dict):
+        return {key: public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [public(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        parts = urlsplit(value)
+        host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+        return f"{parts.scheme}://{host}{parts.path}"
+    return PurePath(value).name if PurePath(value).is_absolute() else value
+
+
+def three_lines(run: Run) -> tuple[list[str], str]:
+    """Python that asks what ships a question that it answered right, and its answer ("" where it was never right)."""
+    right = [row for row in run.shown["examples"] if row["correct"]]
+    shortest = min(right or run.shown["examples"], key=lambda row: len(row["question"]))
+    question, answer = shortest["question"], str(shortest["prediction"]) if right else ""
+    asked = json.dumps(question, ensure_ascii=False)
+    code = [
+        "import pocketstill",
+        'model = pocketstill.load("device")',
+        f"print(model.answer({asked}).answer)",
+    ]
+    return code, answer
