@@ -55,6 +55,12 @@ def test_logits_have_a_row_per_token_and_agree_with_greedy_decoding(model: Model
     assert logits[len(ids) - 1 : -1].argmax(axis=1).tolist() == new
 
 
+def test_a_prompt_that_ends_with_the_padding_token_is_read_to_its_end(model: Model) -> None:
+    end = model.bundle.stop_ids[0]
+    ids = [*model.prompt_ids(QUESTION), end]
+    assert greedy(model.engine, ids, 1) == [int(model.engine.logits(ids)[-1].argmax())]
+
+
 def test_a_prompt_of_many_batches_has_the_same_logits(unquantized: Model) -> None:
     ids = (unquantized.prompt_ids(QUESTION) * 20)[: CONTEXT - 1]
     head = unquantized.engine.logits(ids[:10])

@@ -45,8 +45,11 @@ BY_HAND = [
         "A",
     ),
     ("Bo has 12 cards. Bo finds 9 more and then gives away 4. How many cards are left?", "17"),
-    ("Remind me to pay the rent Friday.", '{"tool": "add_reminder", "arguments": {"task": "pay the rent", "day": "Friday"}}'),
-]  # fmt: skip
+    (
+        "Remind me to pay the rent Friday.",
+        '{"tool": "add_reminder", "arguments": {"task": "pay the rent", "day": "Friday"}}',
+    ),
+]
 
 
 @pytest.mark.parametrize(("question", "answer"), BY_HAND)

@@ -28,11 +28,11 @@ def bundle(recipe: Recipe, root: Path) -> dict[str, Any]:
     Raises:
         UserError: no variant passed its gates; the report is written all the same, and says which.
     """
-    verified = read_manifest(root / "verify")
-    if verified is None:
+    if read_manifest(root / "verify") is None:
         raise UserError(f"{root / 'verify'}: not verified yet; run `pocketstill verify RECIPE` first")
     config: dict[str, Any] = {"name": recipe.name, "notes": recipe.notes}
-    inputs = {f"verify/{name}": digest for name, digest in verified.outputs.items()}
+    # The report and the lineage tell of every stage, so any that ran again makes them anew.
+    inputs = _lineage(root)
     report = read_json(root / "verify" / "report.json")
     if up_to_date(root, config, inputs):
         return _summary(root, report)
@@ -76,10 +76,16 @@ def _assemble(root: Path, report: dict[str, Any]) -> None:
         default=report["default"],
         threads={variant.name: rows[variant.name]["threads"] for variant in variants},
         verification=verification,
-        lineage={stage: sha256_file(root / stage / MANIFEST) for stage in _STAGES},
+        lineage=_lineage(root),
     )
     shutil.rmtree(device, ignore_errors=True)
     partial.rename(device)
+
+
+def _lineage(root: Path) -> dict[str, str]:
+    """SHA-256 of every stage's manifest."""
+    found = {stage: root / stage / MANIFEST for stage in _STAGES}
+    return {stage: sha256_file(path) for stage, path in found.items() if path.is_file()}
 
 
 def _shipped(source: Bundle, report: dict[str, Any]) -> list[Variant]:

@@ -52,7 +52,7 @@ def distill(recipe: Recipe, curated: Path, out: Path) -> DistillResult:
     Raises:
         UserError: nothing to train on, or a checkpoint of the recipe that cannot be loaded.
     """
-    from datasets import load_dataset
+    from .tables import read_parquet
 
     kept = read_manifest(curated)
     if kept is None:
@@ -60,7 +60,7 @@ def distill(recipe: Recipe, curated: Path, out: Path) -> DistillResult:
     inputs = {"curate/train.parquet": kept.outputs["train.parquet"]} | _base_files(recipe)
     if up_to_date(out, _config(recipe), inputs):
         return _result(out)
-    rows = load_dataset("parquet", data_files=str(curated / "train.parquet"), split="train").to_list()
+    rows = read_parquet(curated / "train.parquet")
     if not rows:
         raise UserError(
             f"{curated / 'train.parquet'}: no example was kept; see rejected.parquet beside it for the reasons"

@@ -96,13 +96,12 @@ def _inputs(curated: Path, distilled: Path) -> dict[str, str]:
 
 def _parity_texts(distilled: Path, curated: Path) -> list[str]:
     """Held-out conversations as the student sees them, so that the logits are compared where they matter."""
-    from datasets import load_dataset
-
     from .packing import encode
     from .students import read_tokenizer
+    from .tables import read_parquet
 
     tokenizer = read_tokenizer(distilled / "student")
-    rows = load_dataset("parquet", data_files=str(curated / "heldout.parquet"), split="train").to_list()
+    rows = read_parquet(curated / "heldout.parquet")
     step = max(1, len(rows) // _PARITY_TEXTS)
     return [tokenizer.decode(ids) for ids, _ in encode(tokenizer, "chat", rows[::step])]
 

@@ -117,6 +117,7 @@ class Verify(Section):
 
     variants: list[str] = list(VARIANTS)
     tolerance: Rate = Field(0.02, description="most that the paired interval may fall below the checkpoint")
+    max_cost: Rate = Field(0.01, description="most that a skill may lose against the checkpoint, as counted")
     max_file_mib: float | None = Field(None, gt=0.0)
     memory_mib: int | None = Field(None, ge=64)
     cores: int = Field(2, ge=1)
@@ -146,6 +147,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     seed: int = 17
+    license: str = Field("other", description="of what ships, for the model card: an SPDX name, or other")
     notes: list[str] = Field(default_factory=list, description="plain words that the report shows")
     teacher: Teacher = Teacher()
     published_source: str = Field("", description="where the `published` figures come from")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +55,8 @@ def run_recipe(
             if force:
                 (_folder(root, stage) / MANIFEST).unlink(missing_ok=True)
             started = time.monotonic()
-            result = _plain(_CALLS[stage](recipe, root, console))
+            with _full_disk_told(stage, root):
+                result = _plain(_CALLS[stage](recipe, root, console))
             console.print(f"[bold]{stage}[/] done in {time.monotonic() - started:.1f} s")
     return {"stage": until, "run": str(root)} | result
 
@@ -112,13 +114,47 @@ _CALLS: dict[str, Callable[[Recipe, Path, Console], Any]] = {
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Hold a lock on the run, so that two processes never write the same stage."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{root}: cannot be written ({error.strerror}); free some space or mend --runs") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{root}: another process is at work on this run; wait for it or end it") from None
         yield
+
+
+@contextmanager
+def _full_disk_told(stage: str, root: Path) -> Iterator[None]:
+    """Make one line of a full disk, whichever library met it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not _met_full_disk(error):
+            raise
+        said = "free some and run again, what was finished is kept"
+        raise UserError(f"{stage}: no space left under {root}; {said}") from error
+
+
+def _met_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        said = str(error).lower()
+        if getattr(error, "errno", None) in _FULL_ERRNOS or any(words in said for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# safetensors (Rust), torch's writer (C++) and shutil.copytree raise errors of their own, without an errno.
+_FULL_WORDS = (
+    "no space left", "os error 28)", "os error 122)", "os error 27)", "unexpected pos", "pytorchstreamwriter failed",
+)  # fmt: skip
 
 
 def _plain(result: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 
 _TEXT = datasets.Value("string")
 _TURNS = [{"role": _TEXT, "content": _TEXT}]
@@ -49,5 +50,6 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], features: Any) -> None
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
     """All rows of a Parquet file that `write_parquet` wrote."""
-    rows: list[dict[str, Any]] = datasets.Dataset.from_parquet(str(path), keep_in_memory=True).to_list()
+    # Not through datasets, which would leave a copy of them in the user's home.
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return rows

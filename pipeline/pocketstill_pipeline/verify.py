@@ -15,15 +15,13 @@ from rich.progress import track
 from pocketstill.bundle import Bundle, SuiteItem
 from pocketstill.errors import UserError
 from pocketstill.files import read_json, sha256_file, write_json
-from pocketstill.manifest import read_manifest, up_to_date, write_manifest
+from pocketstill.machine import machine
+from pocketstill.manifest import read_manifest, up_to_date, versions, write_manifest
 from pocketstill.stats import paired_difference, wilson
 from pocketstill.verify import graded_answer
 from pocketstill.verify import verify as verify_bundle
 
 from .recipe import Recipe
-
-# Gate 3 of the design: what quantizing may cost on any one skill, in accuracy, as counted.
-MAX_COST = 0.01
 
 
 def verify(recipe: Recipe, curated: Path, distilled: Path, exported: Path, out: Path) -> dict[str, Any]:
@@ -37,8 +35,10 @@ def verify(recipe: Recipe, curated: Path, distilled: Path, exported: Path, out: 
     exports = read_manifest(exported)
     if exports is None:
         raise UserError(f"{exported}: no finished export there; run `pocketstill export` first")
-    config = recipe.verify.model_dump(mode="json")
+    # The report shows the recipe and what was curated too; what was measured is kept beside it, each by its own key.
+    config = recipe.model_dump(mode="json")
     inputs = {f"export/{name}": digest for name, digest in exports.outputs.items()}
+    inputs["curate/stats.json"] = sha256_file(curated / "stats.json")
     if up_to_date(out, config, inputs):
         return summary(read_json(out / "report.json"))
     started = time.monotonic()
@@ -81,7 +81,12 @@ def summary(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checkpoint(recipe: Recipe, student: Path, model: Path, out: Path) -> dict[str, Any]:
     """The checkpoint's own answers to the suite, in transformers, float32, greedy."""
-    key = {"student": sha256_file(student / "model.safetensors"), "suite": sha256_file(model / "suite.jsonl")}
+    key = {
+        "student": sha256_file(student / "model.safetensors"),
+        "suite": sha256_file(model / "suite.jsonl"),
+        "max_new_tokens": recipe.verify.max_new_tokens,
+        "versions": versions(),
+    }
     path = out / "checkpoint.json"
     if path.is_file() and (known := read_json(path)).get("key") == key:
         return dict(known)
@@ -130,7 +135,11 @@ def _generate(student: Path, items: Sequence[SuiteItem], max_new_tokens: int) ->
 def _variant(recipe: Recipe, model: Path, name: str, out: Path) -> dict[str, Any]:
     """One variant's verification, taken from `out` where it was done before on the same bundle and budget."""
     budget = recipe.verify
-    key = {"bundle": sha256_file(model / "pocketstill.json"), "cores": budget.cores}
+    key = {
+        "bundle": sha256_file(model / "pocketstill.json"),
+        "budget": budget.model_dump(mode="json", include={"cores", "memory_mib", "max_file_mib"}),
+        "versions": versions(),
+    }
     path = out / f"{name}.json"
     if path.is_file() and (known := read_json(path)).get("key") == key:
         return dict(known)
@@ -156,6 +165,7 @@ def _judged(recipe: Recipe, found: dict[str, Any], checkpoint: list[dict[str, An
     every = [pair for skill in pairs.values() for pair in skill]
     costs = {skill: _difference(rows) for skill, rows in pairs.items()}
     overall = _difference(every)
+    own = {skill.name for skill in recipe.skills}
     failures = list(found["failures"])
     if overall["low"] < -recipe.verify.tolerance:
         failures.append(
@@ -163,9 +173,9 @@ def _judged(recipe: Recipe, found: dict[str, Any], checkpoint: list[dict[str, An
             f"beyond the tolerance of {-recipe.verify.tolerance:+.1%}"
         )
     failures += [
-        f"{skill}: costs {-cost['mean']:.1%} against the checkpoint, above {MAX_COST:.0%}"
+        f"{skill}: costs {-cost['mean']:.1%} against the checkpoint, above {recipe.verify.max_cost:.1%}"
         for skill, cost in costs.items()
-        if cost["mean"] < -MAX_COST - 1e-9
+        if skill in own and cost["mean"] < -recipe.verify.max_cost - 1e-9
     ]
     kept = {key: value for key, value in found.items() if key not in ("answers", "key")}
     return kept | {
@@ -214,6 +224,7 @@ def _report(
     best = min(passed, key=lambda row: row["file_mib"], default=None)
     return {
         "recipe": recipe.model_dump(mode="json"),
+        "machine": machine(),
         "default": best and best["variant"],
         "variants": rows,
         "checkpoint": {"skills": checkpoint["skills"], "seconds": checkpoint["seconds"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -195,8 +196,8 @@ def _guarded(call: Callable[[], Any]) -> int:
     return 0
 
 
-# No space left, quota exceeded, read-only file system, permission denied: the user's to mend, wherever they strike.
-_USER_ERRNOS = frozenset({28, 122, 30, 13})
+# The user's to mend, wherever they strike: a full disk, a quota, a read-only file system, a missing permission.
+_USER_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES})
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pocketstill.errors import UserError
 
 from . import words
 from .page import environment
-from .reading import Run, machine, read_run
+from .reading import read_run
 
 
 def model_card(root: Path) -> str:
@@ -31,15 +31,9 @@ def model_card(root: Path) -> str:
         student_said=words.student_said(run),
         expansion_said=words.expansion_said(run),
         base=words.base_name(run),
-        license=_license(run),
+        license=run.recipe["license"],
         code=code,
         code_answer=answer,
         collected=run.manifests["collect"].counts,
-        machine=machine(),
+        machine=run.report["machine"],
     )  # fmt: skip
-
-
-def _license(run: Run) -> str:
-    """Where all that the student learnt was made by this project, the licence is ours to give."""
-    by_rule = run.recipe["teacher"]["base_url"] == "embedded" and run.recipe["student"]["base"] is None
-    return "apache-2.0" if by_rule else "other"

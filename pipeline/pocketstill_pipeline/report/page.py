@@ -15,7 +15,7 @@ from pocketstill.stats import wilson
 
 from . import figures, words
 from .figures import Estimate, Family, Point
-from .reading import Json, Run, machine, read_run
+from .reading import Json, Run, read_run
 
 TEACHER, CHECKPOINT = "teacher", "checkpoint"
 
@@ -34,7 +34,7 @@ def write_report(root: Path, out: Path) -> Path:
     """Write the page of the run in `root` to `out`, and return `out`.
 
     The page has its styles and plots in it, runs no script and fetches nothing. The same run gives the same bytes
-    on the same machine.
+    on any machine.
 
     Raises:
         UserError: a file of the run is missing or broken, or `out` cannot be written.
@@ -95,7 +95,8 @@ def _context(run: Run) -> dict[str, Any]:
         "published": published(run),
         "examples": {skill: [e for e in run.shown["examples"] if e["skill"] == skill] for skill in run.skills},
         "shipped_hashes": _variant_hashes(run),
-        "machine": machine(),
+        "machine": run.report["machine"],
+        "verdict": words.verdict(run),
         "own_files": _reads_files(run.recipe),
         "recipe_json": json.dumps(words.public(run.recipe), indent=2, ensure_ascii=False),
     }

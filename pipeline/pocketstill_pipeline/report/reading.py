@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,24 +82,6 @@ def read_run(root: Path) -> Run:
         manifests=_manifests(root),
         hashes={s: sha256_file(path) for s in STAGES if (path := root / s / MANIFEST).is_file()},
     )
-
-
-def machine() -> dict[str, str]:
-    """The machine that this process runs on: processor, logical cores and system."""
-    return {
-        "processor": _processor(),
-        "logical cores": str(os.cpu_count() or "unknown"),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _again(stage: str) -> str:

@@ -80,6 +80,12 @@ def gated(run: Run) -> list[str]:
     return [name for name in run.skills if name in own]
 
 
+def verdict(run: Run) -> str:
+    """What passing meant: a recipe may set no accuracy to reach, and then only fidelity and budget were held to."""
+    some = any(skill["gate"] is not None for skill in run.recipe["skills"])
+    return "every gate passed" if some else "no accuracy gate set"
+
+
 def headline(run: Run) -> str:
     """The page in one sentence: what the file does and what it takes, or that nothing passed."""
     shipped = run.shipped
@@ -140,7 +146,7 @@ def gates_said(run: Run) -> str:
     beside = f"It is right on {with_percent(answers['file'])} of all questions of these skills"
     beside += "" if answers["teacher"] is None else f", its teacher on {with_percent(answers['teacher'])}"
     return (
-        f"{shipped['variant']} ships as the smallest of the {len(passed)} variants (of {len(run.variants)}) that "
+        f"{shipped['variant']} ships as the smallest of {count(len(passed), 'variant')} (of {len(run.variants)}) that "
         f"passed every gate. {beside}. Its weakest skill is {label(weakest)}: {with_percent(found['accuracy'])} of "
         f"{count(found['n'], 'held-out question')}{gate}."
     )
