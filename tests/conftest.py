@@ -1,11 +1,13 @@
-"""Shared fixtures: a tiny random Llama with the tokenizer of our own students, and the bundle made of it."""
+"""Shared fixtures: a tiny random Llama with our own students' tokenizer, the bundle made of it, and a whole run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import Finished, NotedTeacher, environment, pocketstill, write_recipe
 
 # Llama 3's pre-tokenizer. Whole words are in the vocabulary; a word that is not is seen letter by letter.
 LLAMA3 = (
@@ -152,3 +154,30 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
         threads={variant.name: 1 for variant in bundle.variants},
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def noted_teacher() -> Iterator[NotedTeacher]:
+    """An embedded teacher that lasts for the session; what it is asked is noted."""
+    pytest.importorskip("starlette", reason="needs the workshop extra")
+    from teaching import serving
+
+    from pocketstill_pipeline.teacher import TeacherConfig
+    from pocketstill_pipeline.teacher.server import make_app
+
+    teacher = NotedTeacher()
+    with serving(teacher.noting(make_app(TeacherConfig(seed=3)))) as url:
+        teacher.url = url
+        yield teacher
+
+
+@pytest.fixture(scope="session")
+def finished(noted_teacher: NotedTeacher, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A tiny recipe run to its end by the installed command. Not to be changed; copy it."""
+    pytest.importorskip("torch", reason="needs the workshop extra")
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(folder / "tiny.toml", noted_teacher.url)
+    first = len(noted_teacher.asked)
+    done = pocketstill("run", recipe, "--runs", folder / "runs", env=environment(HF_HOME=str(folder / "home")))
+    assert done.returncode == 0, done.stderr
+    return Finished(recipe, folder / "runs", folder / "home", done, tuple(noted_teacher.asked[first:]))

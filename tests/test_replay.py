@@ -107,7 +107,7 @@ def test_unrecorded_question_falls_through_when_told_to(tmp_path: Path) -> None:
         assert ask(url, first_request("q", "number")).choices[0].message.content == "r"
         coin = "A coin is heads up. Ana flips the coin. Is the coin still heads up?"
         said = ask(url, first_request(coin, "yes_no")).choices[0].message.content
-        assert said.endswith("so the answer is no.")
+        assert said.endswith("it is tails up: no.")
 
 
 def test_unrecorded_samples_are_failures_with_their_reason(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from pocketstill.bundle import Bundle, Variant
 from pocketstill.errors import UserError
-from pocketstill.files import read_json, sha256_file
+from pocketstill.files import read_json, sha256_file, write_json
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 
-from .export import add_suite
+from .export import write_index
 from .recipe import Recipe
 from .report import model_card, write_report
 
@@ -65,13 +65,14 @@ def _assemble(root: Path, report: dict[str, Any]) -> None:
     unshipped -= {file for variant in variants for file in variant.files}
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(exported, partial, ignore=lambda folder, names: _left_out(exported, folder, names, unshipped))
+    _name_decoder(partial, variants)
     (partial / "MODEL_CARD.md").write_text(model_card(root), encoding="utf-8")
     rows = {row["variant"]: row for row in report["variants"]}
     default = rows[report["default"]]
     verification = {key: value for key, value in default.items() if key != "examples"}
-    add_suite(
+    write_index(
         partial,
-        partial / "suite.jsonl",
+        source,
         variants=variants,
         default=report["default"],
         threads={variant.name: rows[variant.name]["threads"] for variant in variants},
@@ -93,6 +94,19 @@ def _shipped(source: Bundle, report: dict[str, Any]) -> list[Variant]:
     first = source.variant(report["default"])
     others = [source.variant(row["variant"]) for row in passed if row["engine"] != first.engine]
     return [first, *others[:1]]
+
+
+def _name_decoder(folder: Path, variants: list[Variant]) -> None:
+    """Have genai_config.json, for those who open the folder with onnxruntime-genai itself, name a file that ships."""
+    path = folder / "genai_config.json"
+    file = next((variant.file for variant in variants if variant.engine == "onnx"), None)
+    if file is None:
+        path.unlink(missing_ok=True)
+        return
+    config = read_json(path)
+    if config["model"]["decoder"]["filename"] != file:
+        config["model"]["decoder"]["filename"] = file
+        write_json(path, config)
 
 
 def _left_out(top: Path, folder: str, names: list[str], unshipped: set[str]) -> list[str]:

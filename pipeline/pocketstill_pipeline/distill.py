@@ -70,8 +70,9 @@ def distill(recipe: Recipe, curated: Path, out: Path) -> DistillResult:
 
 def train(recipe: Recipe, rows: list[dict[str, Any]], out: Path, *, inputs: dict[str, str]) -> DistillResult:
     """Train on rows of `messages`, `rationale`, `answer`; see `distill`."""
-    from .students import load_student
+    from .students import hush_transformers, load_student
 
+    hush_transformers()
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
@@ -164,11 +165,9 @@ def _trainer(
     import torch
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from transformers.utils import logging as transformers_logging
 
     from .optimizers import make_optimizer, schedule
 
-    transformers_logging.set_verbosity_error()
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     cuda = torch.cuda.is_available()
     length = _row_length([item for row in packed for item in row], recipe)

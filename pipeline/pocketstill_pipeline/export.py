@@ -51,7 +51,8 @@ def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[st
         name=recipe.name,
         parity_texts=_parity_texts(distilled, curated),
     )
-    add_suite(model, curated / SUITE)
+    shutil.copyfile(curated / SUITE, model / SUITE)
+    write_index(model, Bundle.load(model, check=False))
     write_json(out / "parity.json", result.to_dict())
     write_manifest(
         out,
@@ -66,11 +67,8 @@ def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[st
     return _counts(out)
 
 
-def add_suite(folder: Path, suite: Path, **index: Any) -> Bundle:
-    """Put the questions that verify it into a bundle's folder, and write the index anew with what is given."""
-    bundle = Bundle.load(folder, check=False)
-    if suite.resolve() != (folder / SUITE).resolve():
-        shutil.copyfile(suite, folder / SUITE)
+def write_index(folder: Path, bundle: Bundle, **index: Any) -> Bundle:
+    """Write the index of `folder` over the files that it has now, as that of `bundle` but for what is given."""
     fields: dict[str, Any] = {
         "name": bundle.name,
         "variants": bundle.variants,

@@ -34,6 +34,14 @@ PRE_TOKENIZER = (
 _LEAST_SHARE = 1 / 500
 
 
+def hush_transformers() -> None:
+    """Keep transformers' own bars and advice off the terminal: our progress says what there is to say."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def completion(template: str, rationale: str, answer: str) -> str:
     """What the student is to say after its prompt, without the end token.
 

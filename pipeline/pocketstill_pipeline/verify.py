@@ -108,8 +108,9 @@ def _generate(student: Path, items: Sequence[SuiteItem], max_new_tokens: int) ->
     import torch
     from transformers import AutoModelForCausalLM
 
-    from .students import read_tokenizer
+    from .students import hush_transformers, read_tokenizer
 
+    hush_transformers()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = read_tokenizer(student)
     tokenizer.padding_side = "left"

@@ -39,15 +39,10 @@ DataOption = Annotated[
 
 
 def _workshop(module: str) -> Any:
-    """Import a module of the workshop, or say which extra brings it."""
+    """Import a module of the workshop, whose arrow points here and not back; what it lacks is told in `_guarded`."""
     import importlib
 
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"this command needs the workshop ({error.name} is not installed); pip install 'pocketstill[workshop]'"
-        ) from None
+    return importlib.import_module(module)
 
 
 def _stage(name: str, recipe: Path, runs: Path, data: Path | None) -> None:
@@ -182,6 +177,13 @@ def _guarded(call: Callable[[], Any]) -> int:
     except UserError as error:
         print(f"pocketstill: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        # Stages import late, so it may come out in the midst of a run.
+        if error.name is None or error.name.startswith("pocketstill"):
+            raise
+        said = f"this command needs the workshop ({error.name} is not installed)"
+        print(f"pocketstill: {said}; pip install 'pocketstill[workshop]'", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
@@ -190,7 +192,10 @@ def _guarded(call: Callable[[], Any]) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer makes a silent status 130 of an interrupt.
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         print("pocketstill: interrupted; run it again to go on", file=sys.stderr)
         return 130
     return 0
