@@ -69,6 +69,7 @@ def pretrain(recipe_path: Path, out: Path) -> None:
         result = train(recipe, generate(recipe), run, inputs={})
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(result.student, out)
+        _halve(out / "model.safetensors")
     except UserError as error:
         print(f"pretrain: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -76,6 +77,13 @@ def pretrain(recipe_path: Path, out: Path) -> None:
         f"{result.tokens:,} tokens, dev loss {result.dev_loss}; the base student lies in {out}",
         file=sys.stderr,
     )
+
+
+def _halve(weights: Path) -> None:
+    """Keep the weights as float16: half the size in the repository, and far below what training moves them by."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

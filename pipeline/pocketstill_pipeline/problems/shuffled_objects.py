@@ -118,14 +118,30 @@ def solve(question: str, rng: random.Random, mistaken: bool) -> Solution | None:
         done = list(parsed.swaps)
         done[rng.randrange(len(done))] = (a := rng.randrange(3), (a + rng.randrange(3)) % 3)
     style = draw_style(rng)
+    if style == 0:
+        return _backwards(parsed, done)
     holds = parsed.holds
     lines = ["Start: " + _state(parsed, holds, style)]
     for order, said, swap in zip(parsed.orders, parsed.swaps, done, strict=True):
         holds = _final(holds, [swap])
         event = f"{order}, {parsed.people[said[0]]} and {parsed.people[said[1]]} swap"
-        lines.append(event + (": ", ", so now ", ", which gives ")[style] + _state(parsed, holds, style))
+        lines.append(event + (", so now " if style == 1 else ", which gives ") + _state(parsed, holds, style))
     letter, who = "ABC"[holds[parsed.asked]], parsed.people[parsed.asked]
     return Solution("\n".join([*lines, f"At the end {who} has ({letter})."]), letter)
+
+
+def _backwards(parsed: _Parsed, done: Sequence[tuple[int, int]]) -> Solution:
+    """From the end to the start: where was the thing before each swap? One holder to remember instead of three."""
+    people = parsed.people
+    lines = ["Start: " + _state(parsed, parsed.holds, 0), f"The question is what {people[parsed.asked]} has."]
+    holder = parsed.asked
+    for order, said, (a, b) in reversed(list(zip(parsed.orders, parsed.swaps, done, strict=True))):
+        before = {a: b, b: a}.get(holder, holder)
+        event = f"{order}, {people[said[0]]} and {people[said[1]]} swap"
+        lines.append(f"{event}: what {people[holder]} has was with {people[before]}.")
+        holder = before
+    letter = "ABC"[parsed.holds[holder]]
+    return Solution("\n".join([*lines, f"{people[holder]} starts with ({letter})."]), letter)
 
 
 def _state(parsed: _Parsed, holds: list[int], style: int) -> str:
