@@ -50,9 +50,10 @@ bench: setup ## Measure the runtime beside the engines called directly, on the b
 chat: setup ## Talk to the bundle.
 	$(BIN)/pocketstill chat $(BUNDLE)
 
-base: setup ## Pretrain the base student anew, in two stages (about 40 minutes on two idle cores).
+base: setup ## Pretrain the base student anew, in three stages (about 50 minutes on two idle cores).
 	$(BIN)/python -m pocketstill_pipeline.pretrain recipes/base.toml runs/base-1
-	$(BIN)/python -m pocketstill_pipeline.pretrain recipes/base-2.toml base
+	$(BIN)/python -m pocketstill_pipeline.pretrain recipes/base-2.toml runs/base-2
+	$(BIN)/python -m pocketstill_pipeline.pretrain recipes/base-3.toml base
 
 clean: ## Remove every run; what was paid for is in runs/*/collect/ledger.sqlite, so mind it.
 	rm -rf runs
