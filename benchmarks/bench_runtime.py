@@ -35,9 +35,9 @@ def direct_onnx(bundle: Bundle, variant: Variant, threads: int) -> Decode:
 
     config = og.Config(str(bundle.folder))
     session = {"intra_op_num_threads": threads}
-    config.overlay(
-        json.dumps({"model": {"eos_token_id": [], "decoder": {"filename": variant.file, "session_options": session}}})
-    )
+    # As in our engine: the end token is no padding, so that both decode the same tokens.
+    decoder = {"filename": variant.file, "session_options": session}
+    config.overlay(json.dumps({"model": {"pad_token_id": -1, "decoder": decoder}}))
     model = og.Model(config)
 
     def decode(ids: list[int], tokens: int) -> tuple[list[int], float]:

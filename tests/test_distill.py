@@ -53,6 +53,12 @@ def test_training_lowers_the_loss_and_leaves_student_and_curve(tmp_path: Path) -
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_budget_that_leaves_out_the_longest_example_still_fits_the_rows(tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "Zq " * 70}], "rationale": "", "answer": "x"}
+    result = train(recipe(tokens=3_000), [*rows(), *[long] * 8], tmp_path, inputs={})
+    assert result.steps >= 1
+
+
 CHILD = """
 import sys
 from pathlib import Path

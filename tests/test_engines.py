@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pocketstill.bundle import Bundle
 from pocketstill.engines import Engine, open_engine
 from pocketstill.engines.gguf import crashes_on_amx
 from pocketstill.errors import EngineError, UserError
+from pocketstill.files import read_json, write_json
 from pocketstill.model import Model, load
 
 QUESTION = "A coin is heads up. Thelma flips the coin. Is the coin still heads up? 漢字"
@@ -192,6 +194,23 @@ def test_a_missing_llama_cpp_names_the_extra(tiny_bundle: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "GGUF variants need llama-cpp-python: pip install 'pocketstill[gguf]'\n"
+
+
+def test_without_llama_cpp_another_variant_of_the_bundle_is_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    index = read_json(folder / "pocketstill.json")
+    write_json(folder / "pocketstill.json", index | {"default_variant": "gguf-f16"})
+    code = (
+        "import sys\nif len(sys.argv) > 2: sys.modules['llama_cpp'] = None\n"
+        "import pocketstill\nprint(pocketstill.load(sys.argv[1]).variant.engine)"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(folder), *more], check=True, capture_output=True, text=True
+        ).stdout
+        for more in ([], ["without"])
+    ]
+    assert said == ["gguf\n", "onnx\n"]
 
 
 def test_llama_cpp_is_silent(tiny_bundle: Path) -> None:

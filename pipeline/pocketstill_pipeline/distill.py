@@ -80,8 +80,9 @@ def train(recipe: Recipe, rows: list[dict[str, Any]], out: Path, *, inputs: dict
     model, tokenizer = load_student(recipe, texts)
     encoded = encode(tokenizer, recipe.student.template, rows)
     learnt, dev = _split_dev(encoded, recipe.seed)
-    packed = _fill(learnt, recipe)
-    trainer = _trainer(recipe, model, tokenizer, packed, dev, out)
+    length = _row_length(encoded, recipe)
+    packed = _fill(learnt, length, recipe)
+    trainer = _trainer(recipe, model, tokenizer, packed, dev, length, out)
     last = _last_checkpoint(out / "checkpoints")
     # transformers starts to resume by loading on the device that it was saved from.
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -130,9 +131,9 @@ def _split_dev(encoded: list[Encoded], seed: int) -> tuple[list[Encoded], list[E
     return order[count:], order[:count] or order[:1]
 
 
-def _fill(learnt: list[Encoded], recipe: Recipe) -> list[list[Encoded]]:
+def _fill(learnt: list[Encoded], length: int, recipe: Recipe) -> list[list[Encoded]]:
     """As many passes over the examples as the token budget takes, each packed in another order."""
-    rng, length = random.Random(recipe.seed), _row_length(learnt, recipe)
+    rng = random.Random(recipe.seed)
     rows: list[list[Encoded]] = []
     tokens = 0
     while tokens < recipe.train.tokens:
@@ -160,6 +161,7 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     packed: list[list[Encoded]],
     dev: list[Encoded],
+    length: int,
     out: Path,
 ) -> Any:
     import torch
@@ -170,7 +172,6 @@ def _trainer(
 
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     cuda = torch.cuda.is_available()
-    length = _row_length([item for row in packed for item in row], recipe)
     rows_a_step = max(1, recipe.train.batch_tokens // length)
     steps = max(1, len(packed) // rows_a_step)
     # Eager attention, compiled, beats SDPA on a CPU at these sizes.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketstill.bundle import Bundle, Variant
-from pocketstill.engines import Engine, open_engine
+from pocketstill.engines import Engine, installed_variant, open_engine
 from pocketstill.errors import BundleError, UserError
 from pocketstill.files import read_json
 from pocketstill.grading import split_completion
@@ -167,7 +167,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def load(folder: str | Path, variant: str | None = None, *, threads: int | None = None, check: bool = True) -> Model:
-    """Loads a bundle, by default in the variant that it names as the default.
+    """Loads a bundle, by default in the variant that it names as the default, if its engine is installed.
 
     Args:
         folder: the bundle.
@@ -182,7 +182,7 @@ def load(folder: str | Path, variant: str | None = None, *, threads: int | None 
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; give 1 or more")
     bundle = Bundle.load(folder, check=check)
-    chosen = bundle.variant(variant)
+    chosen = bundle.variant(variant) if variant else installed_variant(bundle)
     threads = threads or bundle.threads.get(chosen.name)
     engine = open_engine(bundle.folder, chosen, threads=threads, context_length=bundle.context_length)
     return Model(bundle, chosen, engine, threads)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketstill.bundle import Bundle, SuiteItem, Variant
+from pocketstill.engines import installed_variant
 from pocketstill.errors import BundleError, EngineError, UserError
 from pocketstill.files import read_json, write_json
 from pocketstill.grading import equal, extract, rationale_leads_to, token_f1
@@ -116,7 +117,7 @@ def verify(
 
     Args:
         folder: the bundle; every file of it is checked first.
-        variant: by name; the bundle's default otherwise.
+        variant: by name; otherwise the bundle's default, or another one whose engine is installed.
         limit: only the first so many questions of each skill.
         cores: how many cores the process may use.
         threads: skips the trial that finds the fastest number.
@@ -139,7 +140,7 @@ def verify(
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; give 1 or more")
     bundle = Bundle.load(folder)
-    chosen = bundle.variant(variant)
+    chosen = bundle.variant(variant) if variant else installed_variant(bundle)
     items = _first_of_each(bundle.suite(), limit)
     if not items:
         raise BundleError(f"{bundle.folder} has an empty suite; without questions it cannot be verified")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pocketstill.bundle import Variant
+from pocketstill.bundle import Bundle, Variant
+
+_PACKAGES = {"onnx": "onnxruntime_genai", "gguf": "llama_cpp"}
 
 
 class Engine(Protocol):
@@ -51,6 +54,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees the model; the engine cannot be used afterwards."""
         ...
+
+
+def installed_variant(bundle: Bundle) -> Variant:
+    """The bundle's default variant, or its first one whose engine is installed here; the default when none is."""
+    default = bundle.variant()
+    choice = (default, *bundle.variants)
+    return next((variant for variant in choice if find_spec(_PACKAGES[variant.engine])), default)
 
 
 def open_engine(

@@ -36,9 +36,8 @@ class OnnxEngine:
         session: dict[str, Any] = {} if threads is None else {"intra_op_num_threads": threads}
         overlay = {
             "model": {
-                # Stopping is ours alone, so that both engines stop on the bundle's ids and on no others.
-                "eos_token_id": [],
                 # genai drops padding from a prompt's end, and students pad with their end token: nothing is padding.
+                # It then pads with this once it has met an end token of its own.
                 "pad_token_id": -1,
                 "decoder": {"filename": variant.file, "session_options": session},
             }
@@ -98,7 +97,7 @@ class OnnxEngine:
         for _ in range(room):
             step()
             token = int(last()[0])
-            if token in stops:
+            if token in stops or token < 0:
                 return
             yield token
 
