@@ -364,6 +364,11 @@ def test_card_has_a_head_that_hubs_read(finished: Path) -> None:
     assert "## Limits" in body
 
 
+def test_page_says_the_verdict_in_words(finished: Path, tmp_path: Path) -> None:
+    text = write_report(finished, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "every gate passed" in text and "Macro" not in text
+
+
 def test_card_gives_the_licence_that_the_recipe_names(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path)
     assert "license: other\n" in model_card(write_run(tmp_path / "run", recipe=recipe))

@@ -96,7 +96,7 @@ def _context(run: Run) -> dict[str, Any]:
         "examples": {skill: [e for e in run.shown["examples"] if e["skill"] == skill] for skill in run.skills},
         "shipped_hashes": _variant_hashes(run),
         "machine": run.report["machine"],
-        "verdict": words.verdict(run),
+        "verdict_said": words.verdict(run),
         "own_files": _reads_files(run.recipe),
         "recipe_json": json.dumps(words.public(run.recipe), indent=2, ensure_ascii=False),
     }
