@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,12 @@ def finished(noted_teacher: NotedTeacher, tmp_path_factory: pytest.TempPathFacto
     done = pocketstill("run", recipe, "--runs", folder / "runs", env=environment(HF_HOME=str(folder / "home")))
     assert done.returncode == 0, done.stderr
     return Finished(recipe, folder / "runs", folder / "home", done, tuple(noted_teacher.asked[first:]))
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp leaves open, whose warnings would come after pytest's last line."""
+    utilities = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        file = getattr(utilities, name, None)
+        if file is not None:
+            file.close()
