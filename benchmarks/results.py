@@ -21,9 +21,10 @@ def table(root: Path) -> str:
     """One run's table: accuracy by skill of teacher, checkpoint and default variant, and what the device did."""
     report = read_json(root / "verify" / "report.json")
     chosen = next((row for row in report["variants"] if row["variant"] == report["default"]), report["variants"][0])
+    shipped = "shipped" if report["default"] else "nothing shipped"
     teacher = report["teacher"]["heldout"]["by_skill"]
     lines = [
-        f"| skill, held out | n | teacher | checkpoint | shipped: {chosen['variant']} |",
+        f"| skill, held out | n | teacher | checkpoint | {shipped}: {chosen['variant']} |",
         "|---|---|---|---|---|",
     ]
     for name, skill in chosen["skills"].items():
