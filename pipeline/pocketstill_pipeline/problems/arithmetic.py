@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .base import Problem, Solution, draw_name, draw_style
@@ -17,13 +16,11 @@ class _Form:
     """A wording with slots, the ranges of its numbers, and its steps: each an operator over numbers and results.
 
     A step names its operands by slot letter or by the index of an earlier step ("1" is the first step's result).
-    `keeps` refuses numbers that would make no sense, such as giving away more than there is.
     """
 
     text: str
     ranges: dict[str, tuple[int, int]]
     steps: tuple[tuple[str, str, str], ...]
-    keeps: Callable[[list[int]], bool] = lambda results: all(0 < r < 200 for r in results)
 
 
 _S, _T = (3, 60), (2, 9)
@@ -144,7 +141,8 @@ def sample(rng: random.Random, unseen: bool) -> Problem:
     while True:
         numbers = {slot: rng.randint(*span) for slot, span in form.ranges.items()}
         steps = _work(form, numbers)
-        if steps is not None and form.keeps([step[3] for step in steps]):
+        # No other numbers make sense: nobody gives away more than there is.
+        if steps is not None and all(0 < step[3] < 200 for step in steps):
             break
     text = form.text.format(name=draw_name(rng, unseen=unseen), item=rng.choice(_ITEMS), **numbers)
     return Problem("arithmetic", text, str(steps[-1][3]), "number")
