@@ -47,6 +47,35 @@ def test_renders_as_transformers_does(name: str, prompt: bool) -> None:
     assert ours == theirs[0]
 
 
+TOOL_TEMPLATE = (
+    "{% if tools is not none %}{{ tools | tojson }}{{ tools[0].function.name }}{% endif %}"
+    "{% if bos_token is defined %}{{ bos_token }}{% endif %}{% if documents %}no{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is defined %}{{ m.content }}{% endif %}"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments | tojson }})"
+    "{% endfor %}{% endif %}{{ m.reasoning_content }}{{ m.thinking }}{% endfor %}"
+)
+TOOL_TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "what time is it?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "now", "arguments": {"zone": "é<"}}}]},
+    {"role": "tool", "content": "12:00", "name": "now"},
+    {"role": "assistant", "content": "noon", "reasoning": "12 is noon"},
+]
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("tools", [None, [], TOOLS])
+@pytest.mark.parametrize("tokens", [{}, {"bos_token": "<s>"}])
+def test_tools_and_what_is_absent_are_seen_as_in_transformers(tools: Any, tokens: dict[str, str]) -> None:
+    pytest.importorskip("tokenizers", reason="needs the workshop extra")
+    transformers = pytest.importorskip("transformers", reason="needs the workshop extra")
+    from tokenizers import Tokenizer, models
+
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **tokens)
+    template = TOOL_TEMPLATE if tools != [] else TOOL_TEMPLATE.replace("tools[0].function.name", "''")
+    wanted = reference.apply_chat_template(TOOL_TALK, tools=tools, chat_template=template, tokenize=False)
+    assert render(template, TOOL_TALK, tools=tools, add_generation_prompt=False, **tokens) == wanted
+
+
 @pytest.mark.parametrize(
     ("template", "says"),
     [

@@ -23,13 +23,28 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of the student's weights. Paths are relative to the bundle; `bytes` sums `files`."""
+    """One form of the student's weights. Paths are relative to the bundle; `bytes` sums `files`.
+
+    `adapters` has the file of each LoRA adapter that is kept apart, by the adapter's name.
+    """
 
     name: str
     engine: EngineName
     file: str
     files: tuple[str, ...]
     bytes: int
+    adapters: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def adapter_file(self, adapter: str) -> str:
+        """The file of the adapter of that name.
+
+        Raises:
+            BundleError: there is none; the message lists those there are.
+        """
+        if adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise BundleError(f"{self.name} has no adapter {adapter!r}; choose from: {known}")
+        return self.adapters[adapter]
 
 
 @dataclass(frozen=True)
@@ -108,21 +123,33 @@ class Bundle:
         Raises:
             BundleError: when the suite is absent or a line of it is broken.
         """
-        path = self.folder / SUITE
-        if not path.is_file():
+        if not (self.folder / SUITE).is_file():
             raise BundleError(f"{self.folder} has no {SUITE}; without its questions it cannot be verified")
-        items: dict[str, SuiteItem] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                item = _suite_item(json.loads(line))
-                if item.id in items:
-                    raise ValueError(f"id {item.id!r} occurs twice")
-                items[item.id] = item
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise BundleError(f"{path}, line {number}: not a suite item ({error}); export it again") from error
-        return list(items.values())
+        return read_suite(self.folder / SUITE)
+
+
+def read_suite(path: Path) -> list[SuiteItem]:
+    """The questions of a suite's file, a JSON object a line, in its order.
+
+    Raises:
+        BundleError: the file cannot be read or a line of it is broken.
+    """
+    items: dict[str, SuiteItem] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read as UTF-8 text; give a suite.jsonl") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = _suite_item(json.loads(line))
+            if item.id in items:
+                raise ValueError(f"id {item.id!r} occurs twice")
+            items[item.id] = item
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BundleError(f"{path}, line {number}: not a suite item ({error}); mend or remove the line") from error
+    return list(items.values())
 
 
 def _suite_item(row: Mapping[str, Any]) -> SuiteItem:
@@ -159,6 +186,7 @@ def _parse_variants(folder: Path, index: Mapping[str, Any]) -> tuple[Variant, ..
                     str(row["file"]),
                     tuple(map(str, row["files"])),
                     int(row["bytes"]),
+                    {str(k): str(v) for k, v in dict(row.get("adapters") or {}).items()},
                 )
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -200,7 +228,9 @@ def _parse(folder: Path, index: Any) -> Bundle:
     )
     bundle.variant()
     unlisted = [
-        p for p in (template, tokenizer, *(f for v in variants for f in (v.file, *v.files))) if p not in bundle.files
+        path
+        for path in (template, tokenizer, *(f for v in variants for f in (v.file, *v.files, *v.adapters.values())))
+        if path not in bundle.files
     ]
     if unlisted:
         raise BundleError(f"{folder / INDEX}: {unlisted[0]} is used but not listed under 'files'; bundle it again")
@@ -289,7 +319,7 @@ def write_bundle_json(
             files[relative] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     rows = []
     for variant in variants:
-        absent = [f for f in (variant.file, *variant.files) if f not in files]
+        absent = [f for f in (variant.file, *variant.files, *variant.adapters.values()) if f not in files]
         if absent:
             raise BundleError(f"variant {variant.name}: {folder / absent[0]} was not written; export it again")
         size = sum(cast(int, files[f]["bytes"]) for f in variant.files)
@@ -300,6 +330,7 @@ def write_bundle_json(
                 "file": variant.file,
                 "files": list(variant.files),
                 "bytes": size,
+                **({"adapters": dict(variant.adapters)} if variant.adapters else {}),
             }
         )
     write_json(

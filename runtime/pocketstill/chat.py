@@ -15,6 +15,7 @@ def chat(
     folder: str | Path,
     *,
     variant: str | None = None,
+    adapter: str | None = None,
     question: str | None = None,
     remember: bool = False,
     temperature: float | None = None,
@@ -27,6 +28,7 @@ def chat(
     Args:
         folder: the bundle.
         variant: by name; the default otherwise.
+        adapter: the LoRA adapter to answer with, for a bundle that keeps some apart.
         question: answers this one and ends, reading no input.
         remember: sends the earlier turns along; a student of one skill answers each question on its own.
         temperature: 0 is greedy; the bundle's default when not given.
@@ -39,7 +41,7 @@ def chat(
         EngineError: when the engine is missing or refuses the file.
     """
     source, out = source or sys.stdin, out or sys.stdout
-    with load(folder, variant) as model:
+    with load(folder, variant, adapter=adapter) as model:
         if question is None and source.isatty():
             print(
                 f"{model.bundle.name} ({model.variant.name}). Ask a question; /quit or Ctrl-D ends.",

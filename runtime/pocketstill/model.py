@@ -166,17 +166,25 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return found
 
 
-def load(folder: str | Path, variant: str | None = None, *, threads: int | None = None, check: bool = True) -> Model:
+def load(
+    folder: str | Path,
+    variant: str | None = None,
+    *,
+    adapter: str | None = None,
+    threads: int | None = None,
+    check: bool = True,
+) -> Model:
     """Loads a bundle, by default in the variant that it names as the default, if its engine is installed.
 
     Args:
         folder: the bundle.
         variant: one of its variants by name.
+        adapter: the LoRA adapter to answer with, for a bundle that keeps some apart; None answers as the base.
         threads: CPU threads; by default what was measured when the bundle was verified.
         check: compares every file's hash first.
 
     Raises:
-        BundleError: when the folder is not what its index says, or has no such variant.
+        BundleError: when the folder is not what its index says, or has no such variant or adapter.
         EngineError: when the engine is missing or refuses the file.
     """
     if threads is not None and threads < 1:
@@ -184,5 +192,5 @@ def load(folder: str | Path, variant: str | None = None, *, threads: int | None 
     bundle = Bundle.load(folder, check=check)
     chosen = bundle.variant(variant) if variant else installed_variant(bundle)
     threads = threads or bundle.threads.get(chosen.name)
-    engine = open_engine(bundle.folder, chosen, threads=threads, context_length=bundle.context_length)
+    engine = open_engine(bundle.folder, chosen, threads=threads, context_length=bundle.context_length, adapter=adapter)
     return Model(bundle, chosen, engine, threads)

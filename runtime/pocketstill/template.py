@@ -25,6 +25,7 @@ from pocketstill.errors import UserError
 MAX_SECONDS = 2.0
 MAX_CHARACTERS = 1_000_000
 _MAX_SOURCE = 200_000
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class _LimitError(Exception):
@@ -145,6 +146,13 @@ def _clock(seconds: float) -> Callable[[], None]:
     return tick
 
 
+def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a template sees of a message: no keys without a value, and reasoning under the names it is known by."""
+    shown = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((shown[key] for key in _REASONING if key in shown), None)
+    return shown if reasoning is None else {"thinking": reasoning, **shown, "reasoning_content": reasoning}
+
+
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
@@ -152,27 +160,32 @@ def render(
     add_generation_prompt: bool = True,
     bos_token: str = "",
     eos_token: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None,
     **extra: Any,
 ) -> str:
     """The prompt that a chat template makes of `messages`, equal to transformers' `apply_chat_template`.
 
     Args:
         template: the Jinja source, as in chat_template.jinja.
-        messages: dicts with at least `role` and `content`.
+        messages: dicts with at least `role`; what is None in them is left out, as transformers does.
         add_generation_prompt: ends the prompt where the assistant's words begin.
-        bos_token: what the template finds under that name, and so for `eos_token`.
-        extra: further variables of the template, such as `tools`.
+        bos_token: what the template finds under that name, and so for `eos_token`; an empty one is not defined.
+        tools: what the model may call, JSON schemas of functions.
+        extra: further variables of the template, such as `documents`.
 
     Raises:
         UserError: when the template is broken, refuses the messages, or exceeds 2 s or a million characters.
     """
     environment, code = _compile(template)
     tick = _clock(MAX_SECONDS)
+    special = {"bos_token": bos_token, "eos_token": eos_token}
     variables = {
-        "messages": [dict(message) for message in messages],
+        "messages": [_shown(message) for message in messages],
         "add_generation_prompt": add_generation_prompt,
-        "bos_token": bos_token,
-        "eos_token": eos_token,
+        # Without any, a template finds None: `tools is not none` must not be true of nothing.
+        "tools": None if tools is None else [dict(tool) for tool in tools],
+        "documents": None,
+        **{name: token for name, token in special.items() if token},
         **extra,
     }
     compiled = environment.template_class.from_code(environment, code, {**environment.globals, "__tick__": tick})

@@ -64,7 +64,12 @@ def installed_variant(bundle: Bundle) -> Variant:
 
 
 def open_engine(
-    folder: str | Path, variant: Variant, *, threads: int | None = None, context_length: int | None = None
+    folder: str | Path,
+    variant: Variant,
+    *,
+    threads: int | None = None,
+    context_length: int | None = None,
+    adapter: str | None = None,
 ) -> Engine:
     """Loads one variant of the bundle at `folder`.
 
@@ -74,14 +79,18 @@ def open_engine(
         threads: CPU threads of one decode step; None leaves the choice to the engine.
         context_length: in tokens; None takes the model's own, with llama.cpp 4,096 at most, for it allocates
             the whole of it at once.
+        adapter: name of the variant's LoRA adapter to answer with; None answers as the base.
 
     Raises:
+        BundleError: when the variant has no such adapter.
         EngineError: when the engine is not installed, or cannot load the file.
     """
+    options = {"threads": threads, "context_length": context_length}
+    file = None if adapter is None else Path(folder) / variant.adapter_file(adapter)
     if variant.engine == "gguf":
         from pocketstill.engines.gguf import GgufEngine
 
-        return GgufEngine(Path(folder), variant, threads=threads, context_length=context_length)
+        return GgufEngine(Path(folder), variant, adapter=file, **options)
     from pocketstill.engines.onnx import OnnxEngine
 
-    return OnnxEngine(Path(folder), variant, threads=threads, context_length=context_length)
+    return OnnxEngine(Path(folder), variant, adapter=file, **options)

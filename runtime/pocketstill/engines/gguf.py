@@ -6,6 +6,7 @@ the model is small.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import weakref
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,13 @@ class GgufEngine:
     """A GGUF variant of a bundle; see `pocketstill.engines.Engine`."""
 
     def __init__(
-        self, folder: Path, variant: Variant, *, threads: int | None = None, context_length: int | None = None
+        self,
+        folder: Path,
+        variant: Variant,
+        *,
+        threads: int | None = None,
+        context_length: int | None = None,
+        adapter: Path | None = None,
     ) -> None:
         llama = self._llama = _import_llama()
         path = folder / variant.file
@@ -88,6 +95,12 @@ class GgufEngine:
         self._model: Any = llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise EngineError(f"llama.cpp cannot load {path}: {_reason()}; export it again")
+        # It is freed with the model.
+        self._adapter: Any = llama.llama_adapter_lora_init(self._model, os.fsencode(adapter)) if adapter else None
+        if adapter and not self._adapter:
+            reason = _reason()
+            llama.llama_model_free(self._model)
+            raise EngineError(f"llama.cpp cannot load the adapter {adapter}: {reason}; export it again")
         trained = int(llama.llama_model_n_ctx_train(self._model))
         self.context_length = min(trained, context_length or _MOST_CONTEXT)
         self._threads = threads or _cores()
@@ -107,6 +120,10 @@ class GgufEngine:
         context = llama.llama_init_from_model(self._model, parameters)
         if not context:
             raise EngineError(f"llama.cpp cannot make a context of {self.context_length} tokens: {_reason()}")
+        if self._adapter:
+            one = (llama.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+            if llama.llama_set_adapters_lora(context, one, 1, (ctypes.c_float * 1)(1.0)) != 0:
+                raise EngineError(f"llama.cpp cannot apply the adapter: {_reason()}")
         return context
 
     def generate(

@@ -15,6 +15,8 @@ from pocketstill.bundle import Variant
 from pocketstill.engines.prompt import room_for
 from pocketstill.errors import EngineError
 
+_ADAPTER = "adapter"  # genai wants a name; one engine has one adapter
+
 
 def _import_genai() -> Any:
     # Official builds send telemetry unless this is set before the import.
@@ -30,7 +32,13 @@ class OnnxEngine:
     """An ONNX variant of a bundle; see `pocketstill.engines.Engine`."""
 
     def __init__(
-        self, folder: Path, variant: Variant, *, threads: int | None = None, context_length: int | None = None
+        self,
+        folder: Path,
+        variant: Variant,
+        *,
+        threads: int | None = None,
+        context_length: int | None = None,
+        adapter: Path | None = None,
     ) -> None:
         og = _import_genai()
         session: dict[str, Any] = {} if threads is None else {"intra_op_num_threads": threads}
@@ -47,6 +55,10 @@ class OnnxEngine:
             config = og.Config(str(folder))
             config.overlay(json.dumps(overlay))
             self._model: Any = og.Model(config)
+            self._adapters: Any = None
+            if adapter:
+                self._adapters = og.Adapters(self._model)
+                self._adapters.load(str(adapter), _ADAPTER)
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise EngineError(
@@ -62,6 +74,8 @@ class OnnxEngine:
         parameters = self._og.GeneratorParams(self._model)
         parameters.set_search_options(max_length=length, **search)
         generator = self._og.Generator(self._model, parameters)
+        if self._adapters is not None:
+            generator.set_active_adapter(self._adapters, _ADAPTER)
         generator.append_tokens(np.asarray(ids, dtype=np.int32))
         return generator
 
@@ -118,4 +132,4 @@ class OnnxEngine:
 
     def close(self) -> None:
         """See `pocketstill.engines.Engine.close`."""
-        self._tokenizer = self._model = None
+        self._tokenizer = self._adapters = self._model = None
