@@ -7,7 +7,7 @@ BUNDLE ?= runs/$(basename $(notdir $(RECIPE)))/device
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup device test lint format bench chat base clean
+.PHONY: help setup peers device test lint format bench chat base clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -27,6 +27,24 @@ $(STAMP): pyproject.toml constraints.txt
 
 # llama.cpp's AMX kernels crash on the first decode of small quantized models; without them it is as fast.
 NO_AMX := $(shell grep -qs amx_tile /proc/cpuinfo && echo '-mno-amx-tile -mno-amx-int8 -mno-amx-bf16')
+
+# Beside what some tests and benchmarks hold our files to: llama.cpp's own converter, and transformers.js.
+PEERS := .peers
+TRANSFORMERS_JS := @huggingface/transformers@4.3.1
+
+peers: $(PEERS)/.fetched ## Fetch llama.cpp's converter and transformers.js, to compare with; tests skip without.
+
+$(PEERS)/.fetched: $(STAMP) constraints.txt
+	@mkdir -p $(PEERS)/sdist $(PEERS)/llama.cpp
+	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" $(BIN)/python -m pip download --quiet --no-deps \
+		--no-binary llama-cpp-python --constraint constraints.txt --dest $(PEERS)/sdist llama-cpp-python
+	tar -xzf $(PEERS)/sdist/llama_cpp_python-*.tar.gz -C $(PEERS)/llama.cpp --strip-components=3 \
+		--wildcards '*/vendor/llama.cpp/convert_*.py' '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/*'
+	@rm -r $(PEERS)/sdist
+	@if command -v npm >/dev/null; then \
+		ONNXRUNTIME_NODE_INSTALL=skip npm install --silent --no-audit --no-fund --prefix $(PEERS) $(TRANSFORMERS_JS); \
+	else echo "peers: no npm here, so transformers.js is left out" >&2; fi
+	@touch $@
 
 device: setup ## Distil, export, verify and bundle: runs/pocket/device and runs/pocket/report.html.
 	$(BIN)/pocketstill run $(RECIPE) $(if $(DATA),--data $(DATA))
