@@ -19,8 +19,8 @@ from pocketstill.machine import machine
 from pocketstill.manifest import write_manifest
 from pocketstill.stats import paired_difference, wilson
 from pocketstill_export.export import ExportResult
-from pocketstill_export.parity import LogitsCheck, Parity
-from pocketstill_export.parity_text import TextCheck
+from pocketstill_export.parity.measure import LogitsCheck, Parity
+from pocketstill_export.parity.text import TextCheck
 from pocketstill_pipeline import problems
 from pocketstill_pipeline.curate import Graded, _stats
 from pocketstill_pipeline.example import Question
@@ -193,8 +193,10 @@ def _export(root: Path, recipe: Recipe) -> None:
         texts.append(TextCheck("stop ids", name, 1, True))
     parity = Parity(True, tuple(texts), tuple(logits), ())
     result = ExportResult(
-        model, tuple(variants), (0,), parity, ("gguf-q4_k_m: 6 of 43 tensors fall back to q5_0.",), {"onnx": 11.0}
-    )
+        folder=model, name="fixture", architecture="LlamaForCausalLM", parameters=5_000_000, context_length=512,
+        default=variants[0].name, variants=tuple(variants), stop_ids=(0,), parity=parity, choice=None,
+        notes=("gguf-q4_k_m: 6 of 43 tensors fall back to q5_0.",), seconds={"onnx": 11.0},
+    )  # fmt: skip
     write_json(root / "export" / "parity.json", result.to_dict())
     counts = {"bytes": {v.name: v.bytes for v in variants}, "notes": list(result.notes)}
     write_manifest(

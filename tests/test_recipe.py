@@ -39,7 +39,7 @@ def test_defaults_fill_a_short_recipe(tmp_path: Path) -> None:
         (GOOD + "[student.new]\nhiden_size = 64", r"student\.new\.hiden_size.*'hidden_size'"),
         (GOOD + "[teacher]\nsamples = 0", r"teacher\.samples"),
         (GOOD + "[teacher]\nbase_url = 'replay'", "names no file"),
-        (GOOD + "[verify]\nvariants = ['onnx-int8']", "onnx-int4|onnx-int8"),
+        (GOOD + "[verify]\nvariants = ['onnx-int9']", "did you mean onnx-int[48]"),
         (GOOD + GOOD.replace('name = "r"\n', ""), "same name"),
         ("name = 'r'", "skills"),
         ("name = ", "not valid TOML"),

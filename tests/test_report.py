@@ -16,6 +16,7 @@ from report_run import SKILLS, UNSEEN, make_recipe, write_run
 
 from pocketstill.errors import UserError
 from pocketstill.files import read_json, write_json
+from pocketstill_export.report import words as formats
 from pocketstill_pipeline.report import model_card, write_report
 from pocketstill_pipeline.report import words as said
 from pocketstill_pipeline.report.figures import Point, plane, short
@@ -326,19 +327,19 @@ def test_pareto_front_of_known_points() -> None:
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (said.percent(0.9712), "97.1"),
-        (said.percent(None), "–"),
-        (said.with_percent(0.95), "95\N{NARROW NO-BREAK SPACE}%"),
-        (said.points(-0.004), "−0.4"),
-        (said.points(-0.0001), "0.0"),
-        (said.points(0.012), "+1.2"),
-        (said.figure(1234.5), "1,234"),
-        (said.figure(4.125), "4.12"),
-        (said.spread(15.06, 941.0), "15"),
-        (said.tiny(0.0041), "4.1\N{NARROW NO-BREAK SPACE}×\N{NARROW NO-BREAK SPACE}10⁻³"),
-        (said.tiny(0.0), "0"),
-        (said.duration(141.2), "2\N{NARROW NO-BREAK SPACE}min 21\N{NARROW NO-BREAK SPACE}s"),
-        (said.listed(["a", "b", "c"]), "a, b and c"),
+        (formats.percent(0.9712), "97.1"),
+        (formats.percent(None), "–"),
+        (formats.with_percent(0.95), "95\N{NARROW NO-BREAK SPACE}%"),
+        (formats.points(-0.004), "−0.4"),
+        (formats.points(-0.0001), "0.0"),
+        (formats.points(0.012), "+1.2"),
+        (formats.figure(1234.5), "1,234"),
+        (formats.figure(4.125), "4.12"),
+        (formats.spread(15.06, 941.0), "15"),
+        (formats.tiny(0.0041), "4.1\N{NARROW NO-BREAK SPACE}×\N{NARROW NO-BREAK SPACE}10⁻³"),
+        (formats.tiny(0.0), "0"),
+        (formats.duration(141.2), "2\N{NARROW NO-BREAK SPACE}min 21\N{NARROW NO-BREAK SPACE}s"),
+        (formats.listed(["a", "b", "c"]), "a, b and c"),
         (short(4_014_080), "4M"),
         (short(12_500), "12.5k"),
     ],

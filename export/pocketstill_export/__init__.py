@@ -2,8 +2,23 @@
 the checkpoint.
 """
 
+from pocketstill_export.card import Provenance
+from pocketstill_export.choice.budget import Budget
+from pocketstill_export.choice.choose import Choice, Tolerance
 from pocketstill_export.errors import ExportError
-from pocketstill_export.export import VARIANTS, ExportResult, export
-from pocketstill_export.parity import Parity
+from pocketstill_export.export import ExportResult, export
+from pocketstill_export.parity.measure import Parity
+from pocketstill_export.variants import DEFAULT, parse_variants
 
-__all__ = ["VARIANTS", "ExportError", "ExportResult", "Parity", "export"]
+__all__ = [
+    "DEFAULT",
+    "Budget",
+    "Choice",
+    "ExportError",
+    "ExportResult",
+    "Parity",
+    "Provenance",
+    "Tolerance",
+    "export",
+    "parse_variants",
+]

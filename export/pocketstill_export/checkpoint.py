@@ -4,6 +4,7 @@ checked.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,13 +14,28 @@ from typing import Any
 from pocketstill.files import read_json
 from pocketstill_export.errors import ExportError
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
+    "GPT2LMHeadModel",
+)
+# For a base model that only continues text: the messages as they are, and nothing between them.
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+# Recomputed by the model, and stored by old versions of transformers only.
+_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that can be exported. `config` is transformers' own, with every default filled in."""
+    """A checkpoint that can be exported. `config` is transformers' own, with every default filled in.
+
+    `shapes` has transformers' names; those in the files lack `prefix` where the base model was saved alone.
+    """
 
     folder: Path
     architecture: str
@@ -32,6 +48,7 @@ class Checkpoint:
     stop_ids: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
     shards: tuple[Path, ...]
+    prefix: str = ""
 
     @property
     def tied(self) -> bool:
@@ -42,31 +59,37 @@ class Checkpoint:
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """Each weight as (name, torch tensor on the CPU) in the precision of the file, shard by shard."""
-        from safetensors import safe_open
-
         for shard in self.shards:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - a safe_open handle is not iterable
-                    if name in self.shapes:
-                        yield name, file.get_tensor(name)
+            for stored in _names(shard):
+                name = next((n for n in (stored, self.prefix + stored) if n in self.shapes), None)
+                if name is not None:
+                    yield name, _tensor(shard, stored)
 
 
-def read_checkpoint(folder: str | Path) -> Checkpoint:
+def read_checkpoint(folder: str | Path, *, template: str | None = None, any_architecture: bool = False) -> Checkpoint:
     """Reads a checkpoint and refuses whatever could not be exported faithfully.
 
+    Args:
+        folder: as save_pretrained left it, or the hub's cache of it.
+        template: a chat template in place of the checkpoint's own, or of one that is missing.
+        any_architecture: take architectures too that only llama.cpp's own converter knows.
+
     Raises:
-        ExportError: pickle weights, missing or broken shards, missing tensors or tensors of another shape,
-            NaN or infinite weights, an unknown architecture, quantized weights, no tokenizer.json, no chat
-            template or no end-of-text id.
+        ExportError: pickle weights, links that leave the folder, missing or broken shards, missing tensors or
+            tensors of another shape, NaN or infinite weights, an unknown architecture, quantized weights, no
+            tokenizer.json, no chat template or no end-of-text id.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ExportError(f"{folder} is not a checkpoint: it has no config.json; give the folder that `distill` wrote")
+    _check_links(folder)
     raw_config = _read_object(folder / "config.json")
-    architecture = _architecture(folder, raw_config)
+    architecture = _architecture(folder, raw_config, any_architecture)
     shards = _shards(folder)
-    config, expected = _expected_shapes(folder)
-    shapes = _check_tensors(folder, shards, expected, tied=bool(config.tie_word_embeddings))
+    config, expected, prefix = _expected_shapes(folder)
+    if architecture not in ARCHITECTURES:
+        expected, prefix = {}, ""
+    shapes = _check_tensors(folder, shards, expected, prefix, tied=bool(config.tie_word_embeddings))
     tokenizer = _read_tokenizer(folder, int(config.vocab_size))
     tokenizer_config = _read_optional(folder / "tokenizer_config.json")
     generation_config = _read_optional(folder / "generation_config.json")
@@ -78,10 +101,11 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         generation_config=generation_config,
         tokenizer=tokenizer,
         tokenizer_config=tokenizer_config,
-        template=_template(folder, tokenizer_config),
+        template=_template(folder, tokenizer_config) if template is None else template,
         stop_ids=_stop_ids(folder, generation_config, raw_config, tokenizer, tokenizer_config),
         shapes=shapes,
         shards=tuple(shards),
+        prefix=prefix,
     )
 
 
@@ -94,7 +118,9 @@ def token_string(value: Any) -> str | None:
 
 def vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Every token of a tokenizer.json with its id, added tokens included."""
-    vocab = dict(tokenizer["model"]["vocab"])
+    vocab = tokenizer["model"]["vocab"]
+    # A Unigram model lists (piece, score) in the order of the ids.
+    vocab = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
     vocab.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()})
     return vocab
 
@@ -110,12 +136,26 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return _read_object(path) if path.is_file() else {}
 
 
-def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
+def _check_links(folder: Path) -> None:
+    """No file may be read from outside of the folder by way of a link.
+
+    The hub's cache is made of links from `models--*/snapshots/<revision>/` to `models--*/blobs/`; those stay.
+    """
+    home = folder.resolve()
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        home = home.parents[1]
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ExportError(f"{path} is a link that leads out of {home}; copy the file itself there")
+
+
+def _architecture(folder: Path, config: Mapping[str, Any], any_architecture: bool) -> str:
     known = ", ".join(ARCHITECTURES)
     named = config.get("architectures") or ["none"]
-    if named[0] not in ARCHITECTURES:
+    if named[0] not in ARCHITECTURES and not any_architecture:
         raise ExportError(
-            f"{folder / 'config.json'}: architecture {named[0]} cannot be exported; choose one of {known}"
+            f"{folder / 'config.json'}: architecture {named[0]} cannot be exported; choose one of {known}, or for "
+            "gguf variants alone name llama.cpp's own converter: --converter PATH of its convert_hf_to_gguf.py"
         )
     if config.get("quantization_config"):
         raise ExportError(f"{folder} holds quantized weights; give the checkpoint from before quantization")
@@ -146,8 +186,10 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _expected_shapes(folder: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The names and shapes that transformers would want, from a model without memory (the meta device)."""
+def _expected_shapes(folder: Path) -> tuple[Any, dict[str, tuple[int, ...]], str]:
+    """The names and shapes that transformers would want, from a model without memory (the meta device), and
+    what their names start with in front of the base model's own.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -160,37 +202,32 @@ def _expected_shapes(folder: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
         raise ExportError(
             f"{folder / 'config.json'}: {_first_line(error)}; mend it or save the checkpoint again"
         ) from error
-    return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return config, shapes, f"{model.base_model_prefix}."
 
 
 def _check_tensors(
-    folder: Path, shards: list[Path], expected: dict[str, tuple[int, ...]], tied: bool
+    folder: Path, shards: list[Path], expected: dict[str, tuple[int, ...]], prefix: str, tied: bool
 ) -> dict[str, tuple[int, ...]]:
-    import torch
-    from safetensors import SafetensorError, safe_open
+    """Names and shapes as found, in the order of the files. Nothing `expected` means that any will do."""
+    from safetensors import SafetensorError
 
     found: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         try:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - a safe_open handle is not iterable
-                    if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-                        continue
-                    tensor = file.get_tensor(name)
-                    if name in expected and tuple(tensor.shape) != expected[name]:
-                        raise ExportError(
-                            f"{shard}: {name} has shape {tuple(tensor.shape)}, "
-                            f"config.json wants {expected[name]}; give the one that it was trained with"
-                        )
-                    if not bool(torch.isfinite(tensor).all()):
-                        raise ExportError(
-                            f"{shard}: {name} holds NaN or infinite weights; train again from a sound state"
-                        )
-                    found[name] = tuple(tensor.shape)
+            for stored in _names(shard):
+                name = prefix + stored if stored not in expected and prefix + stored in expected else stored
+                if (name.endswith(_BUFFERS) and name not in expected) or (tied and name == "lm_head.weight"):
+                    continue
+                tensor = _tensor(shard, stored)
+                _check_tensor(shard, name, tensor, expected)
+                found[name] = tuple(tensor.shape)
         except SafetensorError as error:
             raise ExportError(
                 f"{shard} is not a whole safetensors file ({_first_line(error)}); copy it again"
             ) from error
+    if not expected:
+        return found
     wanted = set(expected) - ({"lm_head.weight"} if tied else set())
     if missing := sorted(wanted - set(found)):
         raise ExportError(f"{folder}: the weight {missing[0]} is missing ({len(missing)} in all); copy every shard")
@@ -201,13 +238,43 @@ def _check_tensors(
     return found
 
 
+def _names(shard: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        return list(file.keys())
+
+
+def _tensor(shard: Path, name: str) -> Any:
+    """One weight. The file is mapped anew for each, so that what was read of it does not stay in memory."""
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def _check_tensor(shard: Path, name: str, tensor: Any, expected: Mapping[str, tuple[int, ...]]) -> None:
+    import torch
+
+    if name in expected and tuple(tensor.shape) != expected[name]:
+        raise ExportError(
+            f"{shard}: {name} has shape {tuple(tensor.shape)}, "
+            f"config.json wants {expected[name]}; give the one that it was trained with"
+        )
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    # The extremes of a tensor with a NaN are NaN. One pass without a copy, ten times as fast as isfinite().all().
+    if not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+        raise ExportError(f"{shard}: {name} holds NaN or infinite weights; train again from a sound state")
+
+
 def _read_tokenizer(folder: Path, rows: int) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ExportError(f"{folder} has no tokenizer.json; save the fast tokenizer beside the model")
     tokenizer = _read_object(path)
-    if not isinstance(tokenizer.get("model"), dict) or not isinstance(tokenizer["model"].get("vocab"), dict):
-        raise ExportError(f"{path}: only BPE tokenizers can be exported; this one is of another kind")
+    if not isinstance(tokenizer.get("model"), dict) or not isinstance(tokenizer["model"].get("vocab"), (dict, list)):
+        raise ExportError(f"{path} holds no vocabulary; save the fast tokenizer again")
     largest = max(vocabulary(tokenizer).values(), default=-1)
     if largest >= rows:
         raise ExportError(
@@ -228,7 +295,10 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     if isinstance(inline, list):
         inline = {entry.get("name"): entry.get("template") for entry in inline}.get("default")
     if not isinstance(inline, str):
-        raise ExportError(f"{folder} has no chat template; add chat_template.jinja, as the tokenizer's save does")
+        raise ExportError(
+            f"{folder} has no chat template; give one with --template FILE, "
+            "or --template plain for a base model that only continues text"
+        )
     return inline
 
 

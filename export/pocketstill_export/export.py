@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
+import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pocketstill.bundle import INDEX, Variant, write_bundle_json
+from pocketstill.bundle import INDEX, Bundle, Variant, write_bundle_json
+from pocketstill_export.card import Provenance, read_provenance, write_card
 from pocketstill_export.checkpoint import Checkpoint, read_checkpoint
+from pocketstill_export.choice.budget import Budget, keep_chosen, only
+from pocketstill_export.choice.choose import Choice, choose
 from pocketstill_export.companions import write_companions
 from pocketstill_export.errors import ExportError
-from pocketstill_export.gguf import write_gguf
-from pocketstill_export.onnx import FILES, Precision, build_onnx
-from pocketstill_export.parity import Parity, measure_parity
-from pocketstill_export.quantize import QuantKind, fallback_note, quantize_gguf
+from pocketstill_export.hub import fetch_checkpoint
+from pocketstill_export.modelfile import write_modelfile
+from pocketstill_export.onnx.builder import Builder, started_builder
+from pocketstill_export.parity.adapters import compare_adapters
+from pocketstill_export.parity.measure import Parity, measure_parity
+from pocketstill_export.texts import hold_out, read_calibrations
+from pocketstill_export.variants import DEFAULT, VariantSpec, parse_variants
+from pocketstill_export.weights import FULL, Settings, Written, progress, weight_notes, write_weights
 
-VARIANTS = ("onnx-fp32", "onnx-int4", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m")
-_DEFAULT_ORDER = ("onnx-int4", "gguf-q4_k_m", "gguf-q8_0", "gguf-f16", "onnx-fp32")
+# The longest context that is exported unless more is asked for: rotary tables and caches grow with it.
+_USUAL_CONTEXT = 4096
+_FIRST = ("onnx-int4", "gguf-q4_k_m", "gguf-q8_0", "gguf-f16", "onnx-fp32")
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export wrote. `notes` are things worth knowing that are no failures; `seconds` is by step."""
+    """What an export wrote. `notes` are things worth knowing that are no failures; `seconds` is by step; `choice` is
+    None where no budget was set.
+    """
 
     folder: Path
+    name: str
+    architecture: str
+    parameters: int
+    context_length: int
+    default: str
     variants: tuple[Variant, ...]
     stop_ids: tuple[int, ...]
     parity: Parity
+    choice: Choice | None
     notes: tuple[str, ...]
     seconds: dict[str, float]
 
@@ -41,9 +58,15 @@ class ExportResult:
         """Plain JSON values."""
         return {
             "folder": str(self.folder),
+            "name": self.name,
+            "architecture": self.architecture,
+            "parameters": self.parameters,
+            "context_length": self.context_length,
+            "default": self.default,
             "variants": [asdict(variant) | {"files": list(variant.files)} for variant in self.variants],
             "stop_ids": list(self.stop_ids),
             "parity": self.parity.to_dict(),
+            "choice": self.choice.to_dict() if self.choice else None,
             "notes": list(self.notes),
             "seconds": dict(self.seconds),
         }
@@ -53,165 +76,295 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    variants: Sequence[str] = VARIANTS,
-    context_length: int,
-    generation: Mapping[str, Any],
-    skills: Mapping[str, Mapping[str, Any]],
-    name: str,
-    parity_texts: Sequence[str] = (),
+    variants: Sequence[str] = DEFAULT,
+    context_length: int | None = None,
+    generation: Mapping[str, Any] | None = None,
+    skills: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None = None,
+    parity_texts: Sequence[str] | str | Path = (),
+    calibration: Sequence[Sequence[int]] | str | Path = (),
+    tensor_types: Mapping[str, str] | None = None,
+    template: str | None = None,
+    revision: str | None = None,
+    converter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    provenance: Provenance | None = None,
+    budget: Budget | None = None,
 ) -> ExportResult:
     """Writes the bundle folder `out`, or nothing.
 
     All is written beside `out` under a name that starts with a dot and renamed at the end, after every file
     has been held to the checkpoint. An `out` from an earlier export is replaced; any other folder is left
-    alone.
+    alone. The same inputs give the same bytes.
 
     Args:
-        checkpoint: a Hugging Face folder of a Llama, Qwen2 or Qwen3 student with its tokenizer.json and chat
-            template.
+        checkpoint: a Hugging Face folder, or `owner/model` of the hub, with tokenizer.json and safetensors.
         out: the folder to make.
-        variants: of VARIANTS.
-        context_length: positions that the exported files allow, at most the checkpoint's own.
+        variants: their names, see `variants.py`; `all` stands for the usual ones.
+        context_length: positions that the exported files allow; None takes the checkpoint's own, 4,096 at most.
         generation: defaults, {"max_new_tokens": int, "temperature": float}.
         skills: name to {"kind", "gate"}, as pocketstill.json has them.
-        name: of the bundle and of the model inside of the GGUF files.
-        parity_texts: what the student is for; the logits are compared over these.
+        name: of the bundle and of the model inside of the GGUF files; None takes the checkpoint's.
+        parity_texts: held-out texts of what the student is for, or a file of them; the logits are compared over
+            these. Without them, a tenth of a calibration file is held out.
+        calibration: token ids of texts that the student is for, or a file of them, see `calibration.py`; or an
+            importance matrix in a `.gguf` file, as llama-imatrix writes it.
+        tensor_types: regular expression over GGUF tensor names to the type of the tensors it finds.
+        template: a Jinja chat template instead of the checkpoint's own.
+        revision: of a hub's model.
+        converter: llama.cpp's convert_hf_to_gguf.py, for architectures that our writer does not know; GGUF alone.
+        adapters: PEFT's LoRA folders by name, to be kept apart from the base.
+        provenance: what the model card says of the origin; gaps are filled from the checkpoint's card.
+        budget: what may be lost, and what to save; None keeps every variant.
 
     Raises:
-        ExportError: the checkpoint cannot be exported as asked, the disk is full, or a converted file
-            differs.
+        ExportError: the checkpoint cannot be exported as asked, the disk is full, a converted file differs, or no
+            variant is within the budget.
     """
     out = Path(out)
-    _check_request(out, variants)
+    specs = parse_variants(variants)
+    _check_request(out, specs, converter)
     started = time.perf_counter()
-    source = read_checkpoint(checkpoint)
-    _check_context(source, context_length)
-    notes = _notes(source, variants)
-    for note in notes:
-        _progress(note)
-    seconds = {"read": time.perf_counter() - started}
+    folder = fetch_checkpoint(checkpoint, revision=revision)
+    with contextlib.ExitStack() as stack:
+        # Its imports take as long as reading the checkpoint does.
+        wanted = any(spec.engine == "onnx" for spec in specs)
+        builder = stack.enter_context(started_builder()) if wanted else None
+        source = read_checkpoint(folder, template=template, any_architecture=converter is not None)
+        context = _context(source, context_length)
+        sequences, matrix, dataset = read_calibrations(source, calibration, context)
+        sequences, texts = hold_out(source, sequences, parity_texts, context, split=dataset is not None)
+        if budget is not None and not texts:
+            raise ExportError("a choice is measured over texts that the model was not trained on: give --heldout FILE")
+        settings = Settings(
+            name=name or Path(str(checkpoint)).name,
+            context_length=context,
+            calibration=sequences,
+            imatrix=matrix,
+            dataset=dataset or "calibration",
+            tensor_types=tensor_types or {},
+            converter=Path(converter) if converter else None,
+            adapters={key: Path(adapter) for key, adapter in (adapters or {}).items()},
+        )
+        said = provenance or Provenance()
+        if not Path(checkpoint).is_dir():
+            said = replace(said, base_model=said.base_model or str(checkpoint))
+        work = _Work(
+            source, settings, dict(generation or {}), dict(skills or {}), read_provenance(folder, said), builder,
+            {"read": time.perf_counter() - started},
+        )  # fmt: skip
+        partial = stack.enter_context(_made_whole(out))
+        notes = weight_notes(source, specs, settings)
+        for note in notes:
+            progress(note)
+        parity, choice = work.fill(partial, specs, texts, budget)
+    bundle = Bundle.load(out, check=False)
+    return ExportResult(
+        folder=out,
+        name=settings.name,
+        architecture=source.architecture,
+        parameters=sum(map(math.prod, source.shapes.values())),
+        context_length=context,
+        default=bundle.default,
+        variants=bundle.variants,
+        stop_ids=source.stop_ids,
+        parity=parity,
+        choice=choice,
+        notes=tuple(notes),
+        seconds=work.seconds,
+    )
+
+
+@dataclass
+class _Work:
+    """One export under way: what it is made of, and the seconds that each step took."""
+
+    source: Checkpoint
+    settings: Settings
+    generation: dict[str, Any]
+    skills: dict[str, Mapping[str, Any]]
+    origin: Provenance
+    builder: Builder | None
+    seconds: dict[str, float]
+
+    def fill(
+        self, folder: Path, specs: Sequence[VariantSpec], texts: Sequence[str], budget: Budget | None
+    ) -> tuple[Parity, Choice | None]:
+        """Everything that `folder` shall hold, held to the checkpoint."""
+        written = write_weights(self.source, folder, specs, self.settings, self.builder)
+        self.seconds.update(written.seconds)
+        names = [variant.name for variant in written.variants]
+        default = _first(names)
+        variants = self._surround(folder, specs, written, default)
+        parity = self._compare(folder, variants, texts)
+        choice = None
+        if budget is not None:
+            choice, parity, variants = self._choose(folder, specs, written, parity, texts, budget)
+            default = choice.required().name
+        (folder / FULL).unlink(missing_ok=True)
+        self._index(folder, variants, default)
+        return parity, choice
+
+    def _choose(
+        self,
+        folder: Path,
+        specs: Sequence[VariantSpec],
+        written: Written,
+        parity: Parity,
+        texts: Sequence[str],
+        budget: Budget,
+    ) -> tuple[Choice, Parity, tuple[Variant, ...]]:
+        """The choice, and the folder and its parity cut down to what is kept."""
+        started = time.perf_counter()
+        full = folder / FULL
+        choice = choose(
+            self.source,
+            folder,
+            written.variants,
+            texts,
+            tolerance=budget.tolerance,
+            objective=budget.objective,
+            context_length=self.settings.context_length,
+            imatrix=written.imatrix,
+            mixed=budget.mixed and any(spec.engine == "gguf" for spec in specs),
+            suite=budget.suite or None,
+            max_bytes=budget.max_bytes,
+            full_gguf=full if full.is_file() else None,
+        )
+        self.seconds["choose"] = time.perf_counter() - started
+        kept, written = keep_chosen(folder, specs, written, choice, budget)
+        variants = self._surround(folder, kept, written, choice.required().name)
+        names = {variant.name for variant in variants}
+        added = [variant for variant in variants if variant.name not in {spec.name for spec in specs}]
+        parity = only(parity, names, self._compare(folder, added, texts) if added else None)
+        return choice, parity, variants
+
+    def _surround(
+        self, folder: Path, specs: Sequence[VariantSpec], written: Written, default: str
+    ) -> tuple[Variant, ...]:
+        """The files beside the weights, and an index, so that the engines can open the folder."""
+        write_companions(
+            self.source,
+            folder,
+            context_length=self.settings.context_length,
+            generation=self.generation,
+            onnx=[spec for spec in specs if spec.engine == "onnx"],
+            genai_config=written.genai_config,
+        )
+        files = {variant.name: variant.file for variant in written.variants if variant.engine == "gguf"}
+        write_modelfile(
+            self.source,
+            folder,
+            files.get(default) or (files[_first(list(files))] if files else None),
+            context_length=self.settings.context_length,
+            generation=self.generation,
+            license_name=self.origin.license,
+        )
+        return self._index(folder, written.variants, default)
+
+    def _index(self, folder: Path, variants: Sequence[Variant], default: str) -> tuple[Variant, ...]:
+        sized = [replace(v, bytes=sum((folder / file).stat().st_size for file in v.files)) for v in variants]
+        write_card(
+            self.source,
+            folder,
+            name=self.settings.name,
+            variants=sized,
+            default=default,
+            context_length=self.settings.context_length,
+            provenance=self.origin,
+            skills=self.skills,
+            calibration_tokens=sum(map(len, self.settings.calibration)),
+        )
+        bundle = write_bundle_json(
+            folder,
+            name=self.settings.name,
+            variants=variants,
+            default=default,
+            stop_ids=self.source.stop_ids,
+            generation=self.generation,
+            context_length=self.settings.context_length,
+            skills=self.skills,
+        )
+        return bundle.variants
+
+    def _compare(self, folder: Path, variants: Sequence[Variant], texts: Sequence[str]) -> Parity:
+        started = time.perf_counter()
+        progress(f"comparing {len(variants)} variants with the checkpoint")
+        parity = measure_parity(self.source, folder, variants, texts, context_length=self.settings.context_length)
+        if self.settings.adapters:
+            adapted = compare_adapters(
+                self.source,
+                folder,
+                variants,
+                self.settings.adapters,
+                texts,
+                context_length=self.settings.context_length,
+            )
+            wrong = [f"{c.variant}: logits differ from PEFT's: {c.difference}" for c in adapted if not c.passed]
+            parity = replace(
+                parity,
+                passed=parity.passed and not wrong,
+                logits=(*parity.logits, *adapted),
+                failures=(*parity.failures, *wrong),
+            )
+        self.seconds["parity"] = self.seconds.get("parity", 0.0) + time.perf_counter() - started
+        if not parity.passed:
+            raise ExportError(
+                f"the export of {self.source.folder} is not faithful and was removed: {parity.failures[0]}"
+            )
+        return parity
+
+
+def _first(names: Sequence[str]) -> str:
+    """The variant that most would take."""
+    return next((name for name in _FIRST if name in names), names[0])
+
+
+def _check_request(out: Path, specs: Sequence[VariantSpec], converter: str | Path | None) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ExportError(f"{out} is not a folder; choose another place for the export")
+    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
+        raise ExportError(f"{out} holds other files and no {INDEX}; choose an empty place for the export")
+    onnx = [spec.name for spec in specs if spec.engine == "onnx"]
+    if converter is not None and onnx:
+        raise ExportError(f"llama.cpp's converter writes GGUF alone; leave {', '.join(onnx)} out of the variants")
+
+
+def _context(checkpoint: Checkpoint, asked: int | None) -> int:
+    most = int(checkpoint.config.max_position_embeddings)
+    if asked is None:
+        return min(most, _USUAL_CONTEXT)
+    if not 2 <= asked <= most:
+        raise ExportError(f"context_length is {asked}; the checkpoint was made for 2 to {most} positions")
+    return asked
+
+
+@contextlib.contextmanager
+def _made_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is gone when it does not.
+
+    Between the two renames of a replacement there is no `out` at all, never half of one.
+
+    Raises:
+        ExportError: the disk is full, or the place cannot be written to.
+    """
     for stale in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial, old = out.with_name(f".{out.name}.{os.getpid()}.partial"), out.with_name(f".{out.name}.old")
     try:
         partial.mkdir(parents=True)
-        made = _write(source, partial, variants, context_length, generation, name, seconds)
-        bundle = write_bundle_json(
-            partial,
-            name=name,
-            variants=made,
-            default=next(v for v in _DEFAULT_ORDER if v in variants),
-            stop_ids=source.stop_ids,
-            generation=generation,
-            context_length=context_length,
-            skills=skills,
-        )
-        step = time.perf_counter()
-        _progress(f"comparing {len(made)} variants with the checkpoint")
-        parity = measure_parity(source, partial, bundle.variants, parity_texts, context_length=context_length)
-        seconds["parity"] = time.perf_counter() - step
-        if not parity.passed:
-            raise ExportError(f"the export of {checkpoint} is not faithful and was removed: {parity.failures[0]}")
-        _put_in_place(partial, out)
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # numpy's own writer gives no errno when it could write a part only.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
             raise ExportError(
                 f"no space left for {out}: free some, or leave out a variant, then export again"
             ) from error
         raise ExportError(f"cannot write {out}: {error.strerror or error}; mend the path or its permissions") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return ExportResult(out, bundle.variants, source.stop_ids, parity, tuple(notes), seconds)
-
-
-def _check_request(out: Path, variants: Sequence[str]) -> None:
-    for variant in variants:
-        if variant not in VARIANTS:
-            raise ExportError(f"there is no variant {variant!r}; choose from {', '.join(VARIANTS)}")
-    if not variants or len(set(variants)) != len(variants):
-        raise ExportError(f"variants must name each one once, at least one of {', '.join(VARIANTS)}")
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ExportError(f"{out} is not a folder; choose another place for the export")
-    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
-        raise ExportError(f"{out} holds other files and no {INDEX}; choose an empty place for the export")
-
-
-def _check_context(checkpoint: Checkpoint, context_length: int) -> None:
-    most = int(checkpoint.config.max_position_embeddings)
-    if not 2 <= context_length <= most:
-        raise ExportError(f"context_length is {context_length}; the checkpoint was made for 2 to {most} positions")
-
-
-def _notes(checkpoint: Checkpoint, variants: Sequence[str]) -> list[str]:
-    kinds: tuple[QuantKind, ...] = get_args(QuantKind)
-    found = (fallback_note(checkpoint, kind) for kind in kinds if f"gguf-{kind}" in variants)
-    return [note for note in found if note]
-
-
-def _write(
-    source: Checkpoint,
-    folder: Path,
-    variants: Sequence[str],
-    context_length: int,
-    generation: Mapping[str, Any],
-    name: str,
-    seconds: dict[str, float],
-) -> list[Variant]:
-    """Every variant and the files beside them; `seconds` gets an entry a step."""
-    made = []
-    genai_config = None
-    precisions: list[Precision] = [p for p in get_args(Precision) if f"onnx-{p}" in variants]
-    if precisions:
-        step = time.perf_counter()
-        _progress(f"building ONNX {' and '.join(precisions)}")
-        genai_config = build_onnx(source, folder, precisions, context_length=context_length)
-        for precision in precisions:
-            files = (FILES[precision], FILES[precision] + "_data")
-            made.append(Variant(f"onnx-{precision}", "onnx", files[0], files, 0))
-        seconds["onnx"] = time.perf_counter() - step
-    for variant in variants:
-        if variant.startswith("gguf-"):
-            step = time.perf_counter()
-            _progress(f"writing {variant}")
-            file = f"model-{variant.removeprefix('gguf-')}.gguf"
-            _write_gguf_variant(source, folder, variant, file, context_length, name)
-            made.append(Variant(variant, "gguf", file, (file,), 0))
-            seconds[variant] = time.perf_counter() - step
-    (folder / ".f32.gguf").unlink(missing_ok=True)
-    write_companions(
-        source,
-        folder,
-        context_length=context_length,
-        generation=generation,
-        onnx=precisions,
-        genai_config=genai_config,
-    )
-    return sorted(made, key=lambda variant: list(variants).index(variant.name))
-
-
-def _write_gguf_variant(
-    source: Checkpoint, folder: Path, variant: str, file: str, context_length: int, name: str
-) -> None:
-    if variant == "gguf-f16":
-        write_gguf(source, folder / file, precision="f16", context_length=context_length, name=name)
-        return
-    full = folder / ".f32.gguf"
-    if not full.exists():
-        # Quantized from full precision, so that nothing is rounded twice; shared by the quantized variants.
-        write_gguf(source, full, precision="f32", context_length=context_length, name=name)
-    kind: QuantKind = "q8_0" if variant == "gguf-q8_0" else "q4_k_m"
-    quantize_gguf(full, folder / file, kind)
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Renames; between the two renames of a replacement there is no `out` at all, never half of one."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _progress(text: str) -> None:
-    print(f"export: {text}", file=sys.stderr, flush=True)

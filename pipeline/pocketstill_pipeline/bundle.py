@@ -66,6 +66,7 @@ def _assemble(root: Path, report: dict[str, Any]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(exported, partial, ignore=lambda folder, names: _left_out(exported, folder, names, unshipped))
     _name_decoder(partial, variants)
+    _name_gguf(partial, variants)
     (partial / "MODEL_CARD.md").write_text(model_card(root), encoding="utf-8")
     rows = {row["variant"]: row for row in report["variants"]}
     default = rows[report["default"]]
@@ -107,6 +108,17 @@ def _name_decoder(folder: Path, variants: list[Variant]) -> None:
     if config["model"]["decoder"]["filename"] != file:
         config["model"]["decoder"]["filename"] = file
         write_json(path, config)
+
+
+def _name_gguf(folder: Path, variants: list[Variant]) -> None:
+    """Have the Modelfile, for those who open the folder with Ollama, name a file that ships."""
+    path = folder / "Modelfile"
+    file = next((variant.file for variant in variants if variant.engine == "gguf"), None)
+    if file is None or not path.is_file():
+        path.unlink(missing_ok=True)
+        return
+    _, rest = path.read_text(encoding="utf-8").split("\n", 1)
+    path.write_text(f"FROM ./{file}\n{rest}", encoding="utf-8")
 
 
 def _left_out(top: Path, folder: str, names: list[str], unshipped: set[str]) -> list[str]:

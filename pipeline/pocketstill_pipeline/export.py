@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from pathlib import Path
@@ -11,11 +12,14 @@ from pocketstill.bundle import Bundle, write_bundle_json
 from pocketstill.errors import UserError
 from pocketstill.files import write_json
 from pocketstill.manifest import read_manifest, up_to_date, write_manifest
-from pocketstill_export import ExportResult
+from pocketstill_export import ExportResult, Provenance
 from pocketstill_export import export as export_checkpoint
 
 from .curate import SUITE
+from .packing import encode
 from .recipe import Recipe
+from .students import read_tokenizer
+from .tables import read_parquet
 
 _PARITY_TEXTS = 60
 
@@ -30,6 +34,7 @@ def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[st
         "variants": recipe.verify.variants,
         "max_new_tokens": recipe.verify.max_new_tokens,
         "context_length": recipe.student.context_length,
+        **recipe.export.model_dump(mode="json"),
         "skills": [skill.model_dump(mode="json", include={"name", "kind", "gate"}) for skill in recipe.skills],
     }
     inputs = _inputs(curated, distilled)
@@ -49,7 +54,10 @@ def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[st
         generation={"max_new_tokens": recipe.verify.max_new_tokens, "temperature": 0.0},
         skills={skill.name: {"kind": skill.kind, "gate": skill.gate} for skill in recipe.skills},
         name=recipe.name,
-        parity_texts=_parity_texts(distilled, curated),
+        parity_texts=_parity_texts(recipe, distilled, curated),
+        calibration=_calibration(recipe, distilled, curated),
+        tensor_types=recipe.export.tensor_types,
+        provenance=Provenance(license=recipe.license, teacher=recipe.teacher.model),
     )
     shutil.copyfile(curated / SUITE, model / SUITE)
     write_index(model, Bundle.load(model, check=False))
@@ -89,19 +97,31 @@ def _inputs(curated: Path, distilled: Path) -> dict[str, str]:
     if trained is None or kept is None:
         raise UserError(f"{distilled}: no finished student there; run `pocketstill distill` first")
     weights = {f"distill/{name}": digest for name, digest in trained.outputs.items() if name.startswith("student/")}
-    return weights | {f"curate/{SUITE}": kept.outputs[SUITE]}
+    read = {f"curate/{name}": kept.outputs[name] for name in (SUITE, "train.parquet", "heldout.parquet")}
+    return weights | read
 
 
-def _parity_texts(distilled: Path, curated: Path) -> list[str]:
+def _parity_texts(recipe: Recipe, distilled: Path, curated: Path) -> list[str]:
     """Held-out conversations as the student sees them, so that the logits are compared where they matter."""
-    from .packing import encode
-    from .students import read_tokenizer
-    from .tables import read_parquet
-
     tokenizer = read_tokenizer(distilled / "student")
     rows = read_parquet(curated / "heldout.parquet")
     step = max(1, len(rows) // _PARITY_TEXTS)
-    return [tokenizer.decode(ids) for ids, _ in encode(tokenizer, "chat", rows[::step])]
+    return [tokenizer.decode(ids) for ids, _ in encode(tokenizer, recipe.student.template, rows[::step])]
+
+
+def _calibration(recipe: Recipe, distilled: Path, curated: Path) -> list[list[int]]:
+    """What the student was trained on, spread over all of it, as far as the tokens go."""
+    rows = read_parquet(curated / "train.parquet")
+    random.Random(recipe.seed).shuffle(rows)
+    left, taken = recipe.export.calibration_tokens, []
+    tokenizer = read_tokenizer(distilled / "student")
+    for row in rows:
+        if left <= 0:
+            break
+        [(ids, _)] = encode(tokenizer, recipe.student.template, [row])
+        taken.append(ids[: recipe.student.context_length])
+        left -= len(taken[-1])
+    return taken
 
 
 def _sizes(result: ExportResult) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pocketstill.errors import UserError
 from pocketstill.grading import Kind
+from pocketstill_export.errors import ExportError
+from pocketstill_export.variants import DEFAULT, parse_variants
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,7 +20,6 @@ else:
     import tomli as tomllib
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-VARIANTS = ("onnx-fp32", "onnx-int4", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m")
 
 
 class Section(BaseModel):
@@ -112,10 +113,21 @@ class Train(Section):
     compile: bool = Field(True, description="torch.compile, when a C++ compiler is found")
 
 
+class Export(Section):
+    """How the student is written."""
+
+    calibration_tokens: int = Field(
+        32_768, ge=0, description="tokens of kept examples that GGUF weights are rounded for; 0 rounds them plainly"
+    )
+    tensor_types: dict[str, str] = Field(
+        default_factory=dict, description="regular expression over GGUF tensor names to their type"
+    )
+
+
 class Verify(Section):
     """What a variant must show before it ships."""
 
-    variants: list[str] = list(VARIANTS)
+    variants: list[str] = Field(list(DEFAULT), description="see `pocketstill export --variants help`")
     tolerance: Rate = Field(0.02, description="most that the paired interval may fall below the checkpoint")
     max_cost: Rate = Field(0.01, description="most that a skill may lose against the checkpoint, as counted")
     max_file_mib: float | None = Field(None, gt=0.0)
@@ -126,12 +138,10 @@ class Verify(Section):
     @field_validator("variants")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if name not in VARIANTS:
-                raise ValueError(f"{name!r} is no variant; nearest: {_nearest(name, VARIANTS)!r}")
-        if not names:
-            raise ValueError("at least one variant is needed")
-        return names
+        try:
+            return [spec.name for spec in parse_variants(names)]
+        except ExportError as error:
+            raise ValueError(str(error)) from error
 
 
 class Published(Section):
@@ -156,6 +166,7 @@ class Recipe(Section):
     curate: Curate = Curate()
     student: Student = Student()
     train: Train = Train()
+    export: Export = Export()
     verify: Verify = Verify()
 
     @model_validator(mode="after")

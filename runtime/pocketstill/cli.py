@@ -88,9 +88,116 @@ def distill(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataO
 
 
 @app.command()
-def export(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
-    """Write the student as ONNX and GGUF variants, and check that each is still the same model."""
-    _stage("export", recipe, runs, data)
+def export(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|CHECKPOINT", help="A recipe, a checkpoint's folder, or owner/model of the hub."),
+    ],
+    runs: RunsOption = Path("runs"),
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to make of a checkpoint.", metavar="DIR")] = None,
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="Which, by commas, such as onnx-int4,gguf-q4_k_m; `all` for the usual ones, `help` for their names.",
+            metavar="NAMES",
+        ),
+    ] = "",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts that the model is for (.txt, .jsonl, .parquet): quantized weights are rounded for them.",
+            metavar="FILE",
+        ),
+    ] = None,
+    heldout: Annotated[
+        Path | None,
+        typer.Option(help="Texts to compare over; without it, a tenth of those of --calibrate.", metavar="FILE"),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.", min=2)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Default length of an answer, in tokens.", min=1)] = 256,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Chat template to use; `plain` for a model that only continues.", metavar="FILE")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(help="GGUF type of the tensors that an expression finds; several times.", metavar="REGEX=TYPE"),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA adapter to keep apart from the base; several times.", metavar="NAME=DIR"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub's model.")] = None,
+    converter: Annotated[
+        Path | None,
+        typer.Option(help="llama.cpp's convert_hf_to_gguf.py, for architectures not known here.", metavar="FILE"),
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Choose within this mean KL divergence, in nats a token.", min=0.0)
+    ] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Choose with at least this share of likeliest tokens kept.", min=0.0, max=1.0)
+    ] = None,
+    max_points: Annotated[
+        float | None, typer.Option(help="Choose losing at most so many points of accuracy on --suite.", min=0.0)
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="Questions (suite.jsonl) for --max-points.", metavar="FILE")
+    ] = None,
+    max_mib: Annotated[float | None, typer.Option(help="Choose within this size, in MiB.", min=0.0)] = None,
+    fastest: Annotated[bool, typer.Option("--fastest", help="Choose the fastest, not the smallest.")] = False,
+    keep: Annotated[str, typer.Option(help="After a choice, keep: chosen, front or all.")] = "chosen",
+    license_name: Annotated[str | None, typer.Option("--license", help="For the card: an SPDX name.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="For the card: who taught the model.")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="For the card: what it was trained on.")] = None,
+) -> None:
+    """Write a student as ONNX and GGUF variants, and check that each is still the same model.
+
+    With a recipe, that of its run. With a checkpoint, any model of a known kind: the folder --out is a bundle, and
+    <out>.report.html shows what was compared. With --max-kl, --min-top1 or --max-points the smallest variant (or the
+    fastest) within that tolerance is chosen, GGUF types also tensor by tensor.
+    """
+    if target.endswith(".toml"):
+        if out is not None:
+            raise UserError("--out is for a checkpoint; a recipe's export goes into its run, see --runs")
+        _stage("export", Path(target), runs, data)
+        return
+    if variants == "help":
+        _print({"variants": _workshop("pocketstill_export.variants").known_names()})
+        return
+    if out is None:
+        raise UserError(f"where shall the export of {target} go? add --out DIR")
+    command = _workshop("pocketstill_export.command")
+    _print(
+        command.export_command(
+            command.Request(
+                checkpoint=target,
+                out=out,
+                variants=variants,
+                name=name,
+                context_length=context,
+                max_new_tokens=max_new_tokens,
+                calibrate=calibrate,
+                heldout=heldout,
+                tensor_types=tensor_type or (),
+                template=template,
+                revision=revision,
+                converter=converter,
+                adapters=adapter or (),
+                max_kl=max_kl,
+                min_top1=min_top1,
+                max_points=max_points,
+                suite=suite,
+                max_mib=max_mib,
+                fastest=fastest,
+                keep=keep,
+                license=license_name,
+                teacher=teacher,
+                data=trained_on,
+            )
+        )
+    )
 
 
 @app.command()
@@ -133,6 +240,7 @@ def bundle(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOp
 def chat(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, such as runs/pocket/device.")],
     variant: Annotated[str | None, typer.Option(help="Which variant.", metavar="NAME")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Which LoRA adapter, where some are kept apart.")] = None,
     question: Annotated[
         str | None, typer.Option("--ask", help="Ask this one question and end.", metavar="TEXT")
     ] = None,
@@ -140,7 +248,7 @@ def chat(
     """Talk to a bundle in the terminal; answers stream as they are made."""
     from pocketstill.chat import chat as chat_with
 
-    chat_with(folder, variant=variant, question=question)
+    chat_with(folder, variant=variant, adapter=adapter, question=question)
 
 
 @app.command()

@@ -1,74 +1,33 @@
-"""The plots of the report: matplotlib to SVG that is put into the page as it is.
-
-Every figure is 360 units wide, a phone's width, and the page tiles them. Text stays text and takes the page's font;
-colours are the page's own variables, so that one figure serves light and dark. The same figures give the same bytes.
-"""
+"""The plots of the report, drawn as `pocketstill_export.report.drawing` says."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-Family = Literal["teacher", "checkpoint", "onnx", "gguf"]
-Box = tuple[float, float, float, float]
-
-WIDTH = 360.0
-# A name so far above or below its marker needs no line to it.
-_NEAR = 18
-# Stand-ins that matplotlib draws with; `_svg` puts the page's variables in their place. The fallbacks are for an SVG
-# taken out of the page. Hues after Okabe and Ito (2008), told apart by colour-blind readers too.
-_INK, _MUTED, _LINE, _PAPER = "#010101", "#020202", "#030303", "#040404"
-_TEACHER, _ONNX, _GGUF, _BAD = "#050505", "#060606", "#070707", "#080808"
-_VARIABLES = {
-    _INK: "var(--ink, #16191d)",
-    _MUTED: "var(--muted, #5b636e)",
-    _LINE: "var(--line, #d9dde2)",
-    _PAPER: "var(--paper, #ffffff)",
-    _TEACHER: "var(--teacher, #9a4678)",
-    _ONNX: "var(--onnx, #0068a8)",
-    _GGUF: "var(--gguf, #b85000)",
-    _BAD: "var(--bad, #b3261e)",
-}
-_COLOURS: dict[Family, str] = {"teacher": _TEACHER, "checkpoint": _INK, "onnx": _ONNX, "gguf": _GGUF}
-# Shapes say the family again, for print and for eyes that do not tell the hues apart.
-_MARKERS: dict[Family, str] = {"teacher": "^", "checkpoint": "D", "onnx": "o", "gguf": "s"}
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 11.0,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
-    "axes.facecolor": "none",
-    "axes.linewidth": 1.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "figure.facecolor": "none",
-    "grid.color": _LINE,
-    "grid.linewidth": 0.75,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-    "legend.frameon": False,
-    "legend.labelcolor": _MUTED,
-}
+from pocketstill_export.report.drawing import (
+    BAD,
+    COLOURS,
+    GGUF,
+    INK,
+    MARKERS,
+    MUTED,
+    NEAR,
+    ONNX,
+    PAPER,
+    STYLE,
+    Box,
+    Family,
+    new_axes,
+    place_text,
+    text_box,
+    to_svg,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,8 +81,8 @@ def rows(
     """
     row, top, bottom, left, right = 20.0, 20.0 if mark_said else 6.0, 22.0, 104.0, 54.0
     height = top + row * len(estimates) + bottom
-    with rc_context(_STYLE):
-        figure, axes = _axes(height, left, right, top, bottom)
+    with rc_context(STYLE):
+        figure, axes = new_axes(height, left, right, top, bottom)
         axes.set_xlim(*limits)
         axes.set_ylim(len(estimates) - 0.5, -0.5)
         axes.yaxis.set_major_locator(NullLocator())
@@ -132,24 +91,24 @@ def rows(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _percent(x, signed)))
         if mark is not None:
-            axes.axvline(mark, color=_INK, linewidth=1.0, linestyle=(0, (3, 2)), zorder=1)
+            axes.axvline(mark, color=INK, linewidth=1.0, linestyle=(0, (3, 2)), zorder=1)
             axes.annotate(
                 mark_said, (mark, 1), xycoords=("data", "axes fraction"), xytext=(0, 5),
-                textcoords="offset points", ha="center", color=_INK, fontsize=10,
+                textcoords="offset points", ha="center", color=INK, fontsize=10,
             )  # fmt: skip
         for place, it in enumerate(estimates):
-            colour = _COLOURS[it.family]
+            colour = COLOURS[it.family]
             axes.plot([it.low, it.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
             axes.plot(
-                [it.value], [place], _MARKERS[it.family], color=colour, markersize=6.5,
-                markerfacecolor=colour if it.bold else _PAPER, markeredgewidth=1.6, clip_on=False,
+                [it.value], [place], MARKERS[it.family], color=colour, markersize=6.5,
+                markerfacecolor=colour if it.bold else PAPER, markeredgewidth=1.6, clip_on=False,
             )  # fmt: skip
             baseline = 1 - (top + row * (place + 0.5)) / height
             weight = "bold" if it.bold else "normal"
             figure.text(0, baseline, it.label, va="center_baseline", weight=weight)
-            tone = _BAD if it.failed else _INK
+            tone = BAD if it.failed else INK
             figure.text(1, baseline, it.said, va="center_baseline", ha="right", weight=weight, color=tone)
-        return _svg(figure, name, title)
+        return to_svg(figure, name, title)
 
 
 def plane(name: str, title: str, points: Sequence[Point], *, x_label: str, y_label: str, percent: bool) -> str:
@@ -158,22 +117,22 @@ def plane(name: str, title: str, points: Sequence[Point], *, x_label: str, y_lab
     `percent` says that the other figure is a share; otherwise its axis starts at zero.
     """
     height, left, right, top, bottom = 268.0, 46.0, 14.0, 24.0, 42.0
-    with rc_context(_STYLE):
-        figure, axes = _axes(height, left, right, top, bottom)
+    with rc_context(STYLE):
+        figure, axes = new_axes(height, left, right, top, bottom)
         _scale(axes, points, percent)
         axes.set_xlabel(x_label, labelpad=6)
-        figure.text(0, 1 - 10 / height, y_label, color=_MUTED, va="center")
+        figure.text(0, 1 - 10 / height, y_label, color=MUTED, va="center")
         front = _stairs(points, axes.get_xlim()[1])
-        axes.plot(*zip(*front, strict=True), color=_MUTED, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
+        axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
         for it in points:
-            colour = _COLOURS[it.family]
+            colour = COLOURS[it.family]
             axes.plot([it.x, it.x], [it.low, it.high], color=colour, linewidth=1.4, solid_capstyle="butt")
             axes.plot(
-                [it.x], [it.y], _MARKERS[it.family], color=colour, markersize=10 if it.bold else 8,
-                markerfacecolor=colour if it.front else _PAPER, markeredgewidth=1.6,
+                [it.x], [it.y], MARKERS[it.family], color=colour, markersize=10 if it.bold else 8,
+                markerfacecolor=colour if it.front else PAPER, markeredgewidth=1.6,
             )  # fmt: skip
         _label(axes, points, front)
-        return _svg(figure, name, title)
+        return to_svg(figure, name, title)
 
 
 def curves(
@@ -186,11 +145,11 @@ def curves(
 ) -> str:
     """Lines over training tokens: (label, [(tokens, value)]). The first is thin, a second one has dots."""
     height, left, right, top, bottom = 216.0, 50.0, 14.0, 24.0, 40.0
-    with rc_context(_STYLE):
-        figure, axes = _axes(height, left, right, top, bottom)
+    with rc_context(STYLE):
+        figure, axes = new_axes(height, left, right, top, bottom)
         styles: tuple[tuple[str, dict[str, Any]], ...] = (
-            (_ONNX, {"linewidth": 1.4}),
-            (_GGUF, {"linewidth": 1.2, "marker": "s", "markersize": 4.5}),
+            (ONNX, {"linewidth": 1.4}),
+            (GGUF, {"linewidth": 1.2, "marker": "s", "markersize": 4.5}),
         )
         for (label, line), (colour, style) in zip(series, styles, strict=False):
             axes.plot([x for x, _ in line], [y for _, y in line], color=colour, label=label, **style)
@@ -207,10 +166,10 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         axes.set_xlabel("training tokens", labelpad=6)
-        figure.text(0, 1 - 10 / height, y_label, color=_MUTED, va="center")
+        figure.text(0, 1 - 10 / height, y_label, color=MUTED, va="center")
         if len(series) > 1:
             axes.legend(loc="upper right", borderaxespad=0.0, handlelength=1.6)
-        return _svg(figure, name, title)
+        return to_svg(figure, name, title)
 
 
 def short(number: float) -> str:
@@ -220,14 +179,6 @@ def short(number: float) -> str:
             scaled = number / size
             return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.1f}".removesuffix(".0") + unit
     return f"{number:.0f}"
-
-
-def _axes(height: float, left: float, right: float, top: float, bottom: float) -> tuple[Any, Any]:
-    """A figure of WIDTH by `height` units with one axes inside of these margins."""
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
-    FigureCanvasSVG(figure)
-    box = (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height)
-    return figure, figure.add_axes(box)
 
 
 def _percent(share: float, signed: bool) -> str:
@@ -284,59 +235,15 @@ def _label(axes: Any, points: Sequence[Point], front: Sequence[tuple[float, floa
         lines.append((min(x0, x1), min(y0, y1) - 1, max(x0, x1), max(y0, y1) + 1))
     for it in sorted(points, key=lambda it: (not it.bold, it.x)):
         text = axes.annotate(
-            it.label, (it.x, it.y), xytext=(0, 0), textcoords="offset points", color=_COLOURS[it.family],
+            it.label, (it.x, it.y), xytext=(0, 0), textcoords="offset points", color=COLOURS[it.family],
             weight="bold" if it.bold else "normal", va="center",
         )  # fmt: skip
-        up = _place(axes, text, [*taken, *lines])
+        up = place_text(axes, text, [*taken, *lines])
         if up is None:
-            up = _place(axes, text, taken)
-        taken.append(_box(text))
-        if up is not None and abs(up) > _NEAR:
+            up = place_text(axes, text, taken)
+        taken.append(text_box(text))
+        if up is not None and abs(up) > NEAR:
             axes.annotate(
                 "", (it.x, it.y), xytext=text.get_position(), textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": _COLOURS[it.family], "linewidth": 0.75, "shrinkB": 6},
+                arrowprops={"arrowstyle": "-", "color": COLOURS[it.family], "linewidth": 0.75, "shrinkB": 6},
             )  # fmt: skip
-
-
-def _place(axes: Any, text: Any, obstacles: Sequence[Box]) -> float | None:
-    """Move an annotation to the nearest place inside the axes that meets no obstacle; how far up, None if nowhere."""
-    frame = axes.get_window_extent()
-    for reach in (0, 13, _NEAR, 28, 40, 54, 70, 88, 108):
-        for up in (reach, -reach) if reach else (0,):
-            for side, align in ((1, "left"), (-1, "right"), (0, "center")):
-                text.set_ha(align)
-                text.set_position((side * 11, up))
-                box = _box(text)
-                inside = box[0] > frame.x0 and box[2] < frame.x1 + 12 and frame.y0 < box[1] < box[3] < frame.y1 + 8
-                if inside and not any(_meet(box, other) for other in obstacles):
-                    return float(up)
-    return None
-
-
-def _box(text: Any) -> Box:
-    extent = text.get_window_extent()
-    return extent.x0 - 1, extent.y0 - 1, extent.x1 + 1, extent.y1 + 1
-
-
-def _meet(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _svg(figure: Any, name: str, title: str) -> str:
-    """The figure as an `<svg>` element for the page: its own ids, the page's colours, no metadata and no style."""
-    target = io.StringIO()
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "text.parse_math": False}):
-        figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True)
-    svg = target.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    size = re.search(r'viewBox="[^"]*"', svg)
-    view = size.group() if size else ""
-    label = html.escape(title, quote=True)
-    head = f'<svg {view} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{label}">'
-    return head + re.sub(r"^<svg[^>]*>", "", svg)

@@ -12,9 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pocketstill.errors import UserError
 from pocketstill.stats import wilson
+from pocketstill_export.report import drawing
+from pocketstill_export.report import words as formats
+from pocketstill_export.report.drawing import Family
 
 from . import figures, words
-from .figures import Estimate, Family, Point
+from .figures import Estimate, Point
 from .reading import Json, Run, read_run
 
 TEACHER, CHECKPOINT = "teacher", "checkpoint"
@@ -48,15 +51,19 @@ def write_report(root: Path, out: Path) -> Path:
     return out
 
 
+# Page and export's page look alike: they share one style sheet.
+_LOOKS = Path(drawing.__file__).parent
+
+
 def environment(*, escaped: bool) -> Environment:
     """The templates of this folder; `escaped` is for HTML. A name that a template misspells is an error."""
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=escaped, undefined=StrictUndefined,
+        loader=FileSystemLoader([Path(__file__).parent, _LOOKS]), autoescape=escaped, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    said = ("label", "percent", "with_percent", "points", "figure", "spread", "tiny", "duration")
+    found.filters |= {name: getattr(formats, name) for name in said}
     found.filters |= {
-        "label": words.label, "percent": words.percent, "with_percent": words.with_percent, "points": words.points,
-        "figure": words.figure, "spread": words.spread, "tiny": words.tiny, "duration": words.duration,
         "by_number": lambda rates: sorted(rates.items(), key=lambda item: int(item[0])),
         "yaml": lambda value: json.dumps(value, ensure_ascii=False),
     }  # fmt: skip
@@ -143,13 +150,13 @@ def accuracy_plots(run: Run) -> list[tuple[str, str]]:
         rows = [
             Estimate(
                 it.who, it.family, it.result["accuracy"], it.result["low"], it.result["high"],
-                words.percent(it.result["accuracy"]), bold=it.shipped,
+                formats.percent(it.result["accuracy"]), bold=it.shipped,
                 failed=gate is not None and it.family in ("onnx", "gguf") and not it.result["passed"],
             )
             for it in measured(run, skill)
         ]  # fmt: skip
-        title = f"Accuracy on {words.label(skill)}: " + ", ".join(f"{row.label} {row.said} %" for row in rows)
-        said = "" if gate is None else f"gate {words.with_percent(gate)}"
+        title = f"Accuracy on {formats.label(skill)}: " + ", ".join(f"{row.label} {row.said} %" for row in rows)
+        said = "" if gate is None else f"gate {formats.with_percent(gate)}"
         plots.append((skill, figures.rows(f"accuracy-{skill}", title, rows, limits, mark=gate, mark_said=said)))
     return plots
 
@@ -168,9 +175,9 @@ def size_plots(run: Run) -> list[str]:
         accuracy.append(Point(shown, family(name), row["file_mib"], *share, bold, front))
         rate, sd = row["decode_tok_s"], row["decode_tok_s_sd"]
         speed.append(Point(shown, family(name), row["file_mib"], rate, rate - sd, rate + sd, bold, front))
-    said = {it.label: f"{it.label} {words.figure(it.x)} MiB" for it in accuracy}
-    first = "; ".join(f"{said[it.label]}, {words.percent(it.y)} %" for it in accuracy)
-    second = "; ".join(f"{said[it.label]}, {words.figure(it.y)} tokens/s" for it in speed)
+    said = {it.label: f"{it.label} {formats.figure(it.x)} MiB" for it in accuracy}
+    first = "; ".join(f"{said[it.label]}, {formats.percent(it.y)} %" for it in accuracy)
+    second = "; ".join(f"{said[it.label]}, {formats.figure(it.y)} tokens/s" for it in speed)
     return [
         figures.plane("size-accuracy", f"File size and accuracy: {first}", accuracy, x_label="file, MiB",
                       y_label="accuracy over the gated skills", percent=True),
@@ -200,7 +207,7 @@ def cost_plot(run: Run) -> str:
         found, name = row["difference"], row["variant"]
         rows.append(
             Estimate(
-                name, family(name), found["mean"], found["low"], found["high"], words.points(found["mean"]),
+                name, family(name), found["mean"], found["low"], found["high"], formats.points(found["mean"]),
                 bold=name == run.report["default"], failed=found["low"] < tolerance,
             )
         )  # fmt: skip
@@ -282,8 +289,8 @@ def published(run: Run) -> Json | None:
     columns = [name for name in named if any(name in found for _, found in theirs)]
     return {
         "columns": columns,
-        "theirs": [(name, [words.percent(found.get(column)) for column in columns]) for name, found in theirs],
-        "ours": [(name, [words.percent(found.get(column)) for column in columns]) for name, found in measured_here],
+        "theirs": [(name, [formats.percent(found.get(column)) for column in columns]) for name, found in theirs],
+        "ours": [(name, [formats.percent(found.get(column)) for column in columns]) for name, found in measured_here],
     }
 
 

@@ -1,0 +1,1 @@
+"""A checkpoint as GGUF files: tensors, tokenizer, importance matrix, quantized types, adapters."""
