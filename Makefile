@@ -7,10 +7,10 @@ BUNDLE ?= runs/$(basename $(notdir $(RECIPE)))/device
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers device test lint format bench chat base clean
+.PHONY: help setup peers device test lint format bench bench-export chat base clean
 
 help: ## List the targets.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(STAMP) ## Make .venv with everything (the first time builds llama.cpp: 5 to 10 minutes).
 
@@ -64,6 +64,15 @@ format: setup ## Format the code.
 
 bench: setup ## Measure the runtime beside the engines called directly, on the bundle.
 	$(BIN)/python benchmarks/bench_runtime.py $(BUNDLE)
+
+# optimum-onnx and transformers' own exporter want versions of their own, and so environments of their own.
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+bench-export: peers $(PEERS)/optimum/.installed $(PEERS)/exporters/.installed ## Measure the export beside its peers.
+	$(BIN)/python benchmarks/bench_export.py
 
 chat: setup ## Talk to the bundle.
 	$(BIN)/pocketstill chat $(BUNDLE)

@@ -4,7 +4,7 @@
 
 Conversions are whole processes that take turns: ours against onnxruntime-genai's builder and llama.cpp's converter
 run by hand, each ratio the median over rounds. Our whole `export` with its parity checks stands apart, since the others
-check nothing. Decoding takes turns too, in processes that stay open: 128 greedy tokens after 64. `make peers` makes the
+check nothing. Decoding takes turns too, in processes that stay open: 128 greedy tokens after 64. `make bench-export` makes the
 environments of the peers; one that is absent is a row that says so. Prints Markdown, and one JSON object last.
 """
 

@@ -87,16 +87,15 @@ def weighted_error(restored: np.ndarray, block: int) -> float:
     return float((weight * (restored.reshape(-1, block) - x) ** 2).sum())
 
 
-@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block", [16, 32, 128])
-def test_kquant_has_less_error_than_onnxruntime_s(block: int, bits: int) -> None:
+def test_kquant_has_less_error_than_onnxruntime_s(block: int) -> None:
     from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
-    q, scale, zero = quant_tensor_k_quant_cpu(np.delete(MATRIX, 5, axis=0), bits, block)
+    q, scale, zero = quant_tensor_k_quant_cpu(np.delete(MATRIX, 5, axis=0), 4, block)
     theirs = np.insert(((q - zero) * scale).reshape(63, -1), 5, MATRIX[5], axis=0)
-    ours = round_matrix(MATRIX, method="kquant", bits=bits, block=block, symmetric=False)
+    ours = round_matrix(MATRIX, method="kquant", bits=4, block=block, symmetric=False)
     assert weighted_error(ours.restored(), block) < weighted_error(theirs, block)
-    plain = round_matrix(MATRIX, method="rtn", bits=bits, block=block, symmetric=False)
+    plain = round_matrix(MATRIX, method="rtn", bits=4, block=block, symmetric=False)
     assert weighted_error(ours.restored(), block) < 0.97 * weighted_error(plain.restored(), block)
 
 

@@ -17,16 +17,21 @@ def ours(checkpoint: str, out: Path, variant: str) -> None:
     from pocketstill_export.checkpoint import read_checkpoint
     from pocketstill_export.variants import parse_variant
 
-    spec, read = parse_variant(variant), read_checkpoint(checkpoint)
+    spec = parse_variant(variant)
     if spec.engine == "onnx":
         from pocketstill_export.companions import write_companions
         from pocketstill_export.onnx.build import build_onnx
+        from pocketstill_export.onnx.builder import started_builder
 
-        config = build_onnx(read, out, [spec], context_length=CONTEXT)
+        # As `export` does: the builder's process starts first.
+        with started_builder() as builder:
+            read = read_checkpoint(checkpoint)
+            config = build_onnx(read, out, [spec], context_length=CONTEXT, builder=builder)
         write_companions(read, out, context_length=CONTEXT, generation={}, onnx=[spec], genai_config=config)
         return
     from pocketstill_export.gguf.write import write_gguf
 
+    read = read_checkpoint(checkpoint)
     if not spec.quantized:
         write_gguf(read, out / spec.file, precision=spec.kind, context_length=CONTEXT, name="bench")  # type: ignore[arg-type]
         return
