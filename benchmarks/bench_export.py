@@ -4,8 +4,8 @@
 
 Conversions are whole processes that take turns: ours against onnxruntime-genai's builder and llama.cpp's converter
 run by hand, each ratio the median over rounds. Our whole `export` with its parity checks stands apart, since the others
-check nothing. Decoding takes turns too, in processes that stay open: 128 greedy tokens after 64. `make bench-export` makes the
-environments of the peers; one that is absent is a row that says so. Prints Markdown, and one JSON object last.
+check nothing. Decoding takes turns too, in processes that stay open: 128 greedy tokens after 64. `make bench-export`
+makes the environments of the peers; one that is absent is a note. Prints Markdown, and one JSON object last.
 """
 
 from __future__ import annotations
@@ -135,10 +135,13 @@ def commands(checkpoint: Path, converter: Path) -> dict[str, Any]:
     return found
 
 
-def convert(checkpoint: Path, work: Path, converter: Path, repetitions: int, whole: bool, results: Results) -> None:
+def convert(checkpoint: Path, work: Path, options: argparse.Namespace, results: Results) -> None:
     """Runs every conversion in turns, and fills the rows of the pairs."""
-    ways = commands(checkpoint, converter)
-    if "llama.cpp f16" not in ways:
+    converter, repetitions, whole = options.converter, options.repetitions, not options.no_whole
+    pairs = [(ours, peer) for ours, peer in PAIRS if not options.peers or peer in options.peers.split(",")]
+    wanted = {"whole export", *(name for pair in pairs for name in pair)}
+    ways = {name: way for name, way in commands(checkpoint, converter).items() if name in wanted}
+    if "llama.cpp f16" in wanted and "llama.cpp f16" not in ways:
         results.notes.append(f"llama.cpp f16: {converter} is absent; run `make peers`")
     if not whole:
         del ways["whole export"]
@@ -156,7 +159,7 @@ def convert(checkpoint: Path, work: Path, converter: Path, repetitions: int, who
                 del ways[name]
             runs[name].append(done)
     kept = {name: [r for r in done if not r.status] for name, done in runs.items() if name in ways}
-    for ours, peer in PAIRS:
+    for ours, peer in pairs:
         if ours in kept and peer in kept:
             results.conversions.append(_pair(ours, peer, kept[ours], kept[peer]))
     if "whole export" in kept:
@@ -285,6 +288,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--decode-repetitions", type=int, default=5)
     parser.add_argument("--threads", default="1,2", help="of decoding, by commas")
     parser.add_argument("--only", choices=("conversion", "decoding"))
+    parser.add_argument("--peers", help=f"only these conversions by hand: {', '.join(dict(map(reversed, PAIRS)))}")
     parser.add_argument("--no-whole", action="store_true", help="leave the whole export with its checks out")
     parser.add_argument("--converter", type=Path, default=peers / "llama.cpp" / "convert_hf_to_gguf.py")
     parser.add_argument("--optimum-venv", type=Path, default=peers / "optimum")
@@ -308,7 +312,7 @@ def main() -> int:
             make_checkpoint(checkpoint, options.params, options.tokenizer)
         weights = sum(p.stat().st_size for p in checkpoint.glob("*.safetensors")) / 2**20
         if options.only != "decoding":
-            convert(checkpoint, work, options.converter, options.repetitions, not options.no_whole, results)
+            convert(checkpoint, work, options, results)
         if options.only != "conversion":
             venvs = {"optimum": options.optimum_venv, "exporters": options.exporters_venv}
             systems = prepare(checkpoint, work, venvs, results)

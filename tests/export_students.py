@@ -15,6 +15,15 @@ from conftest import LLAMA3, TEMPLATE, write_tokenizer
 from pocketstill.bundle import Variant
 
 SHARED_TOKENIZERS = Path(__file__).parents[2] / "shared" / "data" / "tokenizers"
+ROPE = {"rope_theta": 10000.0}
+LLAMA3_ROPE = ROPE | {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 IDS = [list(range(3, 40)), [5, 260, 261, 4, 9, 7] * 9]
 
 # The defaults of transformers are for the large models.

@@ -281,3 +281,18 @@ def test_adapters_are_kept_apart(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert len(answers) == len({text for _, text in answers}) == 3
     with pytest.raises(BundleError, match="choose from: one, two"):
         runtime.load(tmp_path / "out", adapter="three")
+
+
+def test_an_architecture_that_only_llama_cpp_knows(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / ".peers" / "llama.cpp" / "convert_hf_to_gguf.py"
+    source = SHARED_TOKENIZERS / "gpt-2"
+    if not script.is_file() or not source.is_dir():
+        pytest.skip("run `make peers`, and have the real vocabulary gpt-2 on this machine")
+    folder = make_student(
+        tmp_path / "olmo", "Olmo2", tokenizer=source, hidden_size=32, eos_token_id=50256, pad_token_id=50256,
+    )  # fmt: skip
+    with pytest.raises(ExportError, match="--converter"):
+        export_command(Request(str(folder), tmp_path / "out", "gguf-f16"))
+    export_command(Request(str(folder), tmp_path / "out", "gguf-f16,gguf-q8_0", converter=script))
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert report["parity"]["passed"] and report["architecture"] == "Olmo2ForCausalLM"

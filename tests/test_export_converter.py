@@ -17,7 +17,17 @@ import pytest
 pytest.importorskip("torch", reason="needs the workshop extra")
 pytest.importorskip("gguf", reason="needs the workshop extra")
 
-from export_students import IDS, SHARED_TOKENIZERS, gguf_variant, make_student, sentencepiece_tokenizer, worst_kl
+from export_students import (
+    IDS,
+    LLAMA3_ROPE,
+    ROPE,
+    SHARED_TOKENIZERS,
+    YARN,
+    gguf_variant,
+    make_student,
+    sentencepiece_tokenizer,
+    worst_kl,
+)
 
 from pocketstill_export.checkpoint import Checkpoint, read_checkpoint
 from pocketstill_export.errors import ExportError
@@ -39,15 +49,6 @@ EXCEPTIONS = {
     ),
     r"tokenizer\.ggml\.add_sep_token": "how rerankers join two texts; ours leaves it at llama.cpp's default, the same",
 }
-ROPE = {"rope_theta": 10000.0}
-LLAMA3_ROPE = ROPE | {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LONGROPE = ROPE | {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.5, 2.0, 2.5],

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the workshop extra")
 pytest.importorskip("llama_cpp", reason="needs the gguf extra")
 
-from export_students import IDS, gguf_variant, make_student, worst_kl
+from export_students import IDS, LLAMA3_ROPE, ROPE, YARN, gguf_variant, make_student, worst_kl
 
 from pocketstill.engines import open_engine
 from pocketstill_export.checkpoint import Checkpoint, read_checkpoint
@@ -20,15 +20,6 @@ from pocketstill_export.gguf.quantize import fallback_note, quantize_gguf
 from pocketstill_export.gguf.write import tensor_names, write_gguf
 from pocketstill_export.parity.measure import EXACT_KL, F16_KL, reference_logits
 
-ROPE = {"rope_theta": 10000.0}
-LLAMA3_ROPE = ROPE | {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LONGROPE = ROPE | {
     "rope_type": "longrope",
     "short_factor": [1.0 + i / 4 for i in range(8)],

@@ -245,3 +245,14 @@ def test_texts_without_tokens_leave_the_small_corpus(tiny_checkpoint: Path, tiny
     )
     assert parity.passed
     assert 100 <= parity.logits[0].tokens <= 100 + max(map(len, TEXTS))
+
+
+@pytest.mark.parametrize(("share", "passed"), [(1 / 4096, True), (1 / 8, False)])
+def test_half_precision_is_held_by_its_mean(share: float, passed: bool) -> None:
+    """One token between two likely ones is no wrong tensor; many of them are."""
+    rows = np.tile(np.log([0.5, 0.5]), (4096, 1))
+    found = rows.copy()
+    found[:: round(1 / share)] = np.log([0.565, 0.435])
+    check = compare_logits("gguf-f16", lambda _: found.astype(np.float32), [list(range(4096))], [rows])
+    assert check.kl_max == pytest.approx(0.0086, abs=2e-4)
+    assert check.passed is passed

@@ -109,6 +109,27 @@ def read_checkpoint(folder: str | Path, *, template: str | None = None, any_arch
     )
 
 
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint as a transformers model, fp32 on the CPU, read without running any code of its own."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+        ).eval()
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
 def token_string(value: Any) -> str | None:
     """A special token of tokenizer_config.json, which may be a string or an object with `content`."""
     if isinstance(value, Mapping):

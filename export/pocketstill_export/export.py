@@ -106,7 +106,7 @@ def export(
         skills: name to {"kind", "gate"}, as pocketstill.json has them.
         name: of the bundle and of the model inside of the GGUF files; None takes the checkpoint's.
         parity_texts: held-out texts of what the student is for, or a file of them; the logits are compared over
-            these. Without them, a tenth of a calibration file is held out.
+            these. Without them, a third of a calibration file is held out.
         calibration: token ids of texts that the student is for, or a file of them, see `calibration.py`; or an
             importance matrix in a `.gguf` file, as llama-imatrix writes it.
         tensor_types: regular expression over GGUF tensor names to the type of the tensors it finds.

@@ -12,7 +12,7 @@ from pocketstill.bundle import Bundle, write_bundle_json
 from pocketstill.errors import UserError
 from pocketstill.files import write_json
 from pocketstill.manifest import read_manifest, up_to_date, write_manifest
-from pocketstill_export import ExportResult, Provenance
+from pocketstill_export import Budget, ExportResult, Provenance, Tolerance
 from pocketstill_export import export as export_checkpoint
 
 from .curate import SUITE
@@ -21,7 +21,7 @@ from .recipe import Recipe
 from .students import read_tokenizer
 from .tables import read_parquet
 
-_PARITY_TEXTS = 60
+_COMPARED = 180
 
 
 def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[str, Any]:
@@ -46,6 +46,9 @@ def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[st
     model = out / "model"
     if model.is_dir():
         shutil.rmtree(model)
+    texts, calibration = _texts(recipe, distilled, curated)
+    most = recipe.export.mixed_kl
+    budget = None if most is None else Budget(Tolerance(kl_mean=most), keep="all")
     result = export_checkpoint(
         distilled / "student",
         model,
@@ -54,10 +57,11 @@ def export(recipe: Recipe, curated: Path, distilled: Path, out: Path) -> dict[st
         generation={"max_new_tokens": recipe.verify.max_new_tokens, "temperature": 0.0},
         skills={skill.name: {"kind": skill.kind, "gate": skill.gate} for skill in recipe.skills},
         name=recipe.name,
-        parity_texts=_parity_texts(recipe, distilled, curated),
-        calibration=_calibration(recipe, distilled, curated),
+        parity_texts=texts,
+        calibration=calibration,
         tensor_types=recipe.export.tensor_types,
         provenance=Provenance(license=recipe.license, teacher=recipe.teacher.model),
+        budget=budget,
     )
     shutil.copyfile(curated / SUITE, model / SUITE)
     write_index(model, Bundle.load(model, check=False))
@@ -97,31 +101,28 @@ def _inputs(curated: Path, distilled: Path) -> dict[str, str]:
     if trained is None or kept is None:
         raise UserError(f"{distilled}: no finished student there; run `pocketstill distill` first")
     weights = {f"distill/{name}": digest for name, digest in trained.outputs.items() if name.startswith("student/")}
-    read = {f"curate/{name}": kept.outputs[name] for name in (SUITE, "train.parquet", "heldout.parquet")}
+    read = {f"curate/{name}": kept.outputs[name] for name in (SUITE, "train.parquet")}
     return weights | read
 
 
-def _parity_texts(recipe: Recipe, distilled: Path, curated: Path) -> list[str]:
-    """Held-out conversations as the student sees them, so that the logits are compared where they matter."""
-    tokenizer = read_tokenizer(distilled / "student")
-    rows = read_parquet(curated / "heldout.parquet")
-    step = max(1, len(rows) // _PARITY_TEXTS)
-    return [tokenizer.decode(ids) for ids, _ in encode(tokenizer, recipe.student.template, rows[::step])]
+def _texts(recipe: Recipe, distilled: Path, curated: Path) -> tuple[list[str], list[list[int]]]:
+    """Training conversations as the student sees them: texts to compare over, and token ids to calibrate on.
 
-
-def _calibration(recipe: Recipe, distilled: Path, curated: Path) -> list[list[int]]:
-    """What the student was trained on, spread over all of it, as far as the tokens go."""
+    None of the held-out questions is among them, so that what is chosen here can be verified on those.
+    """
     rows = read_parquet(curated / "train.parquet")
     random.Random(recipe.seed).shuffle(rows)
-    left, taken = recipe.export.calibration_tokens, []
     tokenizer = read_tokenizer(distilled / "student")
-    for row in rows:
+    compared = min(_COMPARED, max(1, len(rows) // 4))
+    texts = [tokenizer.decode(ids) for ids, _ in encode(tokenizer, recipe.student.template, rows[:compared])]
+    left, taken = recipe.export.calibration_tokens, []
+    for row in rows[compared:]:
         if left <= 0:
             break
         [(ids, _)] = encode(tokenizer, recipe.student.template, [row])
         taken.append(ids[: recipe.student.context_length])
         left -= len(taken[-1])
-    return taken
+    return texts, taken
 
 
 def _sizes(result: ExportResult) -> dict[str, Any]:

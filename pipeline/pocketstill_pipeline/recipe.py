@@ -122,6 +122,11 @@ class Export(Section):
     tensor_types: dict[str, str] = Field(
         default_factory=dict, description="regular expression over GGUF tensor names to their type"
     )
+    mixed_kl: float | None = Field(
+        None,
+        gt=0.0,
+        description="mean KL divergence, nats a token, within which GGUF types are also chosen tensor by tensor",
+    )
 
 
 class Verify(Section):

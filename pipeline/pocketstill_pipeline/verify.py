@@ -47,7 +47,7 @@ def verify(recipe: Recipe, curated: Path, distilled: Path, exported: Path, out: 
     model = exported / "model"
     checkpoint = _checkpoint(recipe, distilled / "student", model, out)
     rows = []
-    for name in recipe.verify.variants:
+    for name in [variant.name for variant in Bundle.load(model).variants]:
         found = _variant(recipe, model, name, out)
         rows.append(_judged(recipe, found, checkpoint["answers"]))
     report = _report(recipe, rows, checkpoint, read_json(curated / "stats.json"), exported)

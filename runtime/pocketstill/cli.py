@@ -112,7 +112,7 @@ def export(
     ] = None,
     heldout: Annotated[
         Path | None,
-        typer.Option(help="Texts to compare over; without it, a tenth of those of --calibrate.", metavar="FILE"),
+        typer.Option(help="Texts to compare over; without it, a third of those of --calibrate.", metavar="FILE"),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.", min=2)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Default length of an answer, in tokens.", min=1)] = 256,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pocketstill_export.checkpoint import Checkpoint
+from pocketstill_export.checkpoint import Checkpoint, load_model
 from pocketstill_export.errors import ExportError
 
 _BATCH_TOKENS = 2048
@@ -61,7 +61,7 @@ def compute_imatrix(
 
     _check_sequences(checkpoint, sequences)
     names = _names(checkpoint)
-    model = _load(checkpoint)
+    model = load_model(checkpoint)
     collector = _Collector()
     targets = _targets(model, names)
     hooks = [module.register_forward_pre_hook(collector.hook(name)) for module, name in targets]
@@ -114,26 +114,6 @@ def _check_sequences(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]])
         raise ExportError(f"a calibration text has {longest} tokens, {checkpoint.folder} takes {most}; cut it")
     if largest >= rows:
         raise ExportError(f"calibration id {largest} is beyond the {rows} of {checkpoint.folder}; use its tokenizer")
-
-
-def _load(checkpoint: Checkpoint) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-        ).eval()
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, str]:
