@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 from running import Finished, NotedTeacher, environment, pocketstill, write_recipe
+
+# Two threads only wait for each other over models this small. Read when torch and the engines are first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Llama 3's pre-tokenizer. Whole words are in the vocabulary; a word that is not is seen letter by letter.
 LLAMA3 = (

@@ -85,7 +85,10 @@ def test_it_stops_at_the_limit_and_at_the_end_of_the_context(model: Model) -> No
     ids = model.prompt_ids(QUESTION)
     assert len(greedy(model.engine, ids, 5)) == 5
     assert greedy(model.engine, ids, 0) == []
-    assert len(greedy(model.engine, ids, 10**6)) == CONTEXT - len(ids)
+    whole = greedy(model.engine, ids, 10**6)
+    # onnxruntime-genai ends by itself after an end token of the model's.
+    ended = model.variant.engine == "onnx" and whole[-1] in model.bundle.stop_ids
+    assert len(whole) == CONTEXT - len(ids) or ended
 
 
 def test_a_prompt_that_fills_the_context_is_a_user_error(model: Model) -> None:
