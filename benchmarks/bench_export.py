@@ -304,10 +304,9 @@ def main() -> int:
         work = Path(name)
         checkpoint = options.checkpoint
         if checkpoint is None:
-            if not (options.tokenizer / "tokenizer.json").is_file():
-                raise SystemExit(
-                    f"{options.tokenizer} holds no tokenizer.json; give --tokenizer DIR or --checkpoint DIR"
-                )
+            for file in ("tokenizer.json", "chat_template.jinja"):
+                if not (options.tokenizer / file).is_file():
+                    raise SystemExit(f"{options.tokenizer} holds no {file}; give --tokenizer DIR or --checkpoint DIR")
             checkpoint = work / "checkpoint"
             make_checkpoint(checkpoint, options.params, options.tokenizer)
         weights = sum(p.stat().st_size for p in checkpoint.glob("*.safetensors")) / 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from running import Finished, NotedTeacher, environment, pocketstill, write_reci
 
 # Two threads only wait for each other over models this small. Read when torch and the engines are first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell has what it runs in the background ignore interrupts, and some tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Llama 3's pre-tokenizer. Whole words are in the vocabulary; a word that is not is seen letter by letter.
 LLAMA3 = (
