@@ -30,7 +30,7 @@ from pocketstill_export.checkpoint import Checkpoint, read_checkpoint
 from pocketstill_export.gguf.imatrix import Imatrix, compute_imatrix
 from pocketstill_export.gguf.quantize import needs_imatrix, quantize_gguf
 from pocketstill_export.gguf.write import write_gguf
-from pocketstill_export.parity.measure import reference_logits
+from pocketstill_export.parity.logits import reference_logits
 
 MATRICES = ("without", "with", "head too")
 KINDS = "q4_k_m,q3_k_m,iq4_xs,q4_0,q2_k"

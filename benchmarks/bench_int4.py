@@ -30,7 +30,7 @@ from pocketstill_export.calibration import read_calibration
 from pocketstill_export.checkpoint import read_checkpoint
 from pocketstill_export.companions import write_companions
 from pocketstill_export.onnx.build import build_onnx
-from pocketstill_export.parity.measure import reference_logits
+from pocketstill_export.parity.logits import reference_logits
 from pocketstill_export.variants import VariantSpec, parse_variant
 
 BLOCKS = (16, 32, 64, 128, 256)

@@ -19,7 +19,8 @@ from pocketstill.machine import machine
 from pocketstill.manifest import write_manifest
 from pocketstill.stats import paired_difference, wilson
 from pocketstill_export.export import ExportResult
-from pocketstill_export.parity.measure import LogitsCheck, Parity
+from pocketstill_export.parity.logits import LogitsCheck
+from pocketstill_export.parity.measure import Parity
 from pocketstill_export.parity.text import TextCheck
 from pocketstill_pipeline import problems
 from pocketstill_pipeline.curate import Graded, _stats

@@ -28,7 +28,7 @@ from pocketstill_export.errors import ExportError
 from pocketstill_export.gguf.adapters import write_gguf_adapter
 from pocketstill_export.onnx.adapters import add_onnx_adapters
 from pocketstill_export.onnx.build import build_onnx
-from pocketstill_export.parity.measure import EXACT_KL, F16_KL
+from pocketstill_export.parity.logits import EXACT_KL, F16_KL
 from pocketstill_export.variants import parse_variants
 
 PEERS = Path(__file__).parents[1] / ".peers"

@@ -17,8 +17,8 @@ from export_students import make_student
 from pocketstill.bundle import Bundle, SuiteItem, Variant
 from pocketstill_export.checkpoint import Checkpoint, read_checkpoint
 from pocketstill_export.choice.accuracy import Suite
-from pocketstill_export.choice.candidates import MIXED, MIXED_FILE, Tolerance
-from pocketstill_export.choice.choose import Choice, choose
+from pocketstill_export.choice.candidates import MIXED, MIXED_FILE, Choice, Tolerance
+from pocketstill_export.choice.choose import choose
 from pocketstill_export.choice.judge import Judge, decode_rates
 from pocketstill_export.choice.sensitivity import TypeSearch, matrices, tensor_groups
 from pocketstill_export.errors import ExportError

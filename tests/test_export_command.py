@@ -283,6 +283,46 @@ def test_adapters_are_kept_apart(tiny_checkpoint: Path, tmp_path: Path) -> None:
         runtime.load(tmp_path / "out", adapter="three")
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("../evil", "", "../evil"),
+        ("one", "adapter_config.json", "adapter_config.json"),
+    ],
+)
+def test_adapters_are_refused_before_any_work(
+    name: str, damage: str, reason: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = lora(tiny_checkpoint, tmp_path / "lora", 1)
+    if damage:
+        (adapter / damage).unlink()
+    request = Request(str(tiny_checkpoint), tmp_path / "place" / "out", "gguf-f16", adapters=(f"{name}={adapter}",))
+    with pytest.raises(ExportError, match=reason):
+        export_command(request)
+    assert "writing" not in capsys.readouterr().err
+    assert list((tmp_path / "place").rglob("*")) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_a_choice_keeps_the_adapters_of_what_it_keeps(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = lora(tiny_checkpoint, tmp_path / "lora", 1)
+    request = Request(
+        str(tiny_checkpoint),
+        tmp_path / "out",
+        "onnx-fp32,gguf-q8_0,gguf-q4_0",
+        heldout=texts(tmp_path / "heldout.jsonl"),
+        max_kl=0.1,
+        adapters=(f"one={adapter}",),
+    )
+    export_command(request)
+    bundle = Bundle.load(tmp_path / "out")
+    assert bundle.default.startswith("gguf")
+    assert [path.name for path in (tmp_path / "out" / "adapters").iterdir()] == ["one.gguf"]
+    with runtime.load(tmp_path / "out", adapter="one") as model:
+        assert model.answer("Is the coin heads up?", max_new_tokens=2).text
+
+
 def test_an_architecture_that_only_llama_cpp_knows(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / ".peers" / "llama.cpp" / "convert_hf_to_gguf.py"
     source = SHARED_TOKENIZERS / "gpt-2"

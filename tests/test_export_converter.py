@@ -209,7 +209,7 @@ def test_our_file_is_the_converters(
 def test_the_converter_that_the_user_names(tmp_path: Path) -> None:
     """An architecture that is not written here: its logits through llama.cpp are those of transformers."""
     from pocketstill.engines import open_engine
-    from pocketstill_export.parity.measure import EXACT_KL, reference_logits
+    from pocketstill_export.parity.logits import EXACT_KL, reference_logits
 
     pytest.importorskip("llama_cpp", reason="needs the gguf extra")
     config = {"hidden_size": 32, "intermediate_size": 64, "tie_word_embeddings": False}

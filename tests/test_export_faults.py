@@ -25,10 +25,11 @@ from pocketstill_export.gguf import write as gguf_module
 from pocketstill_export.gguf.write import write_gguf
 from pocketstill_export.parity.generation import check_decode, check_stops, continue_by, continue_texts
 from pocketstill_export.parity.logits import (
+    compare_logits,
     load_reference,
     log_softmax,
 )
-from pocketstill_export.parity.measure import Parity, compare_logits, measure_parity
+from pocketstill_export.parity.measure import Parity, measure_parity
 from pocketstill_export.parity.text import check_stop_ids, check_template
 
 

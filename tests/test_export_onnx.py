@@ -23,7 +23,7 @@ from pocketstill_export.companions import write_companions
 from pocketstill_export.errors import ExportError
 from pocketstill_export.onnx.build import build_onnx, onnx_note
 from pocketstill_export.onnx.nbits import NbitsPlan, round_model
-from pocketstill_export.parity.measure import EXACT_KL, reference_logits
+from pocketstill_export.parity.logits import EXACT_KL, reference_logits
 from pocketstill_export.variants import parse_variant, parse_variants
 
 GGUF = "take gguf ones"

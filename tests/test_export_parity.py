@@ -21,12 +21,13 @@ from pocketstill.bundle import Bundle
 from pocketstill_export.checkpoint import read_checkpoint
 from pocketstill_export.parity.corpus import TEXTS
 from pocketstill_export.parity.logits import (
+    compare_logits,
     information,
     load_reference,
     quantile_error,
     standard_error,
 )
-from pocketstill_export.parity.measure import Parity, affordable_tokens, compare_logits, measure_parity
+from pocketstill_export.parity.measure import Parity, affordable_tokens, measure_parity
 
 
 def random_logits(seed: int) -> np.ndarray:

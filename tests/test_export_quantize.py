@@ -31,7 +31,7 @@ from pocketstill_export.gguf.quantize import (
     quantize_gguf,
 )
 from pocketstill_export.gguf.write import write_gguf
-from pocketstill_export.parity.measure import F16_KL, reference_logits
+from pocketstill_export.parity.logits import F16_KL, reference_logits
 from pocketstill_export.variants import GgufKind
 
 KINDS: tuple[GgufKind, ...] = tuple(kind for kind in get_args(GgufKind) if kind not in FULL)

@@ -17,7 +17,8 @@ from conftest import CONTEXT, PARITY_TEXTS
 
 from pocketstill.bundle import Bundle
 from pocketstill_export.checkpoint import read_checkpoint
-from pocketstill_export.choice.choose import Tolerance, choose
+from pocketstill_export.choice.candidates import Tolerance
+from pocketstill_export.choice.choose import choose
 from pocketstill_export.errors import ExportError
 from pocketstill_export.parity.measure import measure_parity
 from pocketstill_export.report import write_export_report

@@ -2,9 +2,10 @@
 the checkpoint.
 """
 
+from pocketstill_export.adapters import merge_adapter
 from pocketstill_export.card import Provenance
 from pocketstill_export.choice.budget import Budget
-from pocketstill_export.choice.choose import Choice, Tolerance
+from pocketstill_export.choice.candidates import Choice, Tolerance
 from pocketstill_export.errors import ExportError
 from pocketstill_export.export import ExportResult, export
 from pocketstill_export.parity.measure import Parity
@@ -20,5 +21,6 @@ __all__ = [
     "Provenance",
     "Tolerance",
     "export",
+    "merge_adapter",
     "parse_variants",
 ]

@@ -57,17 +57,12 @@ class _Encoder:
     """Texts to sequences of at most `length` ids."""
 
     def __init__(self, checkpoint: Checkpoint, length: int) -> None:
-        from tokenizers import Tokenizer
-
         self.template = checkpoint.template
         config = checkpoint.tokenizer_config
         self.bos_token, self.eos_token = (token_string(config.get(f"{end}_token")) or "" for end in ("bos", "eos"))
         self.end = checkpoint.stop_ids[0]
         self.length = length
-        self.tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-        # tokenizer.json may hold the limits of the training run.
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.tokenizer = checkpoint.load_tokenizer()
         sample = self.tokenizer.encode("a")
         self.bos = sample.ids[0] if sample.ids and sample.special_tokens_mask[0] else None
 

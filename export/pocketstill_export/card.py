@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +88,7 @@ def write_card(
         name=name,
         from_=provenance,
         architecture=checkpoint.architecture,
-        parameters=sum(map(math.prod, checkpoint.shapes.values())),
+        parameters=checkpoint.parameters,
         variants=variants,
         default=default,
         context_length=context_length,

@@ -27,6 +27,7 @@ ARCHITECTURES = (
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 # Recomputed by the model, and stored by old versions of transformers only.
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+_SMALL = 50_000_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -56,6 +57,25 @@ class Checkpoint:
         transformers does.
         """
         return bool(self.config.tie_word_embeddings)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are, a tied head not counted."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads to run it with: more than one only slow a small student down; None leaves it to the engine."""
+        return 1 if self.parameters < _SMALL else None
+
+    def load_tokenizer(self) -> Any:
+        """Its tokenizer (of the package tokenizers), without the limits of the training run that it may hold."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """Each weight as (name, torch tensor on the CPU) in the precision of the file, shard by shard."""

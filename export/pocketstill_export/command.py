@@ -12,7 +12,7 @@ from pocketstill.files import write_json
 from pocketstill_export.card import Provenance
 from pocketstill_export.checkpoint import PLAIN_TEMPLATE
 from pocketstill_export.choice.budget import Budget
-from pocketstill_export.choice.choose import Tolerance
+from pocketstill_export.choice.candidates import Tolerance
 from pocketstill_export.errors import ExportError
 from pocketstill_export.export import export
 from pocketstill_export.report import write_export_report

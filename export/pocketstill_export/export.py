@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import math
 import os
 import shutil
 import time
@@ -17,8 +16,9 @@ from typing import Any
 from pocketstill.bundle import INDEX, Bundle, Variant, write_bundle_json
 from pocketstill_export.card import Provenance, read_provenance, write_card
 from pocketstill_export.checkpoint import Checkpoint, read_checkpoint
-from pocketstill_export.choice.budget import Budget, keep_chosen, only
-from pocketstill_export.choice.choose import Choice, choose
+from pocketstill_export.choice.budget import Budget, keep_chosen
+from pocketstill_export.choice.candidates import Choice
+from pocketstill_export.choice.choose import choose
 from pocketstill_export.companions import write_companions
 from pocketstill_export.errors import ExportError
 from pocketstill_export.hub import fetch_checkpoint
@@ -163,7 +163,7 @@ def export(
         folder=out,
         name=settings.name,
         architecture=source.architecture,
-        parameters=sum(map(math.prod, source.shapes.values())),
+        parameters=source.parameters,
         context_length=context,
         default=bundle.default,
         variants=bundle.variants,
@@ -193,28 +193,30 @@ class _Work:
         """Everything that `folder` shall hold, held to the checkpoint."""
         written = write_weights(self.source, folder, specs, self.settings, self.builder)
         self.seconds.update(written.seconds)
-        names = [variant.name for variant in written.variants]
-        default = _first(names)
-        variants = self._surround(folder, specs, written, default)
-        parity = self._compare(folder, variants, texts)
-        choice = None
+        default, choice = _first([variant.name for variant in written.variants]), None
+        self._surround(folder, specs, written)
         if budget is not None:
-            choice, parity, variants = self._choose(folder, specs, written, parity, texts, budget)
+            choice = self._choose(folder, written, texts, budget)
             default = choice.required().name
+            specs, written = keep_chosen(folder, specs, written, choice, budget)
+            self._surround(folder, specs, written)
         (folder / FULL).unlink(missing_ok=True)
-        self._index(folder, variants, default)
+        parity = self._compare(folder, written.variants, texts)
+        self._finish(folder, written.variants, default)
         return parity, choice
 
-    def _choose(
-        self,
-        folder: Path,
-        specs: Sequence[VariantSpec],
-        written: Written,
-        parity: Parity,
-        texts: Sequence[str],
-        budget: Budget,
-    ) -> tuple[Choice, Parity, tuple[Variant, ...]]:
-        """The choice, and the folder and its parity cut down to what is kept."""
+    def _surround(self, folder: Path, specs: Sequence[VariantSpec], written: Written) -> None:
+        """The files that the engines open the weights with."""
+        write_companions(
+            self.source,
+            folder,
+            context_length=self.settings.context_length,
+            generation=self.generation,
+            onnx=[spec for spec in specs if spec.engine == "onnx"],
+            genai_config=written.genai_config,
+        )
+
+    def _choose(self, folder: Path, written: Written, texts: Sequence[str], budget: Budget) -> Choice:
         started = time.perf_counter()
         full = folder / FULL
         choice = choose(
@@ -226,32 +228,17 @@ class _Work:
             objective=budget.objective,
             context_length=self.settings.context_length,
             imatrix=written.imatrix,
-            mixed=budget.mixed and any(spec.engine == "gguf" for spec in specs),
+            mixed=budget.mixed and any(variant.engine == "gguf" for variant in written.variants),
             suite=budget.suite or None,
             max_bytes=budget.max_bytes,
             full_gguf=full if full.is_file() else None,
         )
         self.seconds["choose"] = time.perf_counter() - started
-        kept, written = keep_chosen(folder, specs, written, choice, budget)
-        variants = self._surround(folder, kept, written, choice.required().name)
-        names = {variant.name for variant in variants}
-        added = [variant for variant in variants if variant.name not in {spec.name for spec in specs}]
-        parity = only(parity, names, self._compare(folder, added, texts) if added else None)
-        return choice, parity, variants
+        return choice
 
-    def _surround(
-        self, folder: Path, specs: Sequence[VariantSpec], written: Written, default: str
-    ) -> tuple[Variant, ...]:
-        """The files beside the weights, and an index, so that the engines can open the folder."""
-        write_companions(
-            self.source,
-            folder,
-            context_length=self.settings.context_length,
-            generation=self.generation,
-            onnx=[spec for spec in specs if spec.engine == "onnx"],
-            genai_config=written.genai_config,
-        )
-        files = {variant.name: variant.file for variant in written.variants if variant.engine == "gguf"}
+    def _finish(self, folder: Path, variants: Sequence[Variant], default: str) -> None:
+        """Modelfile, card, and last the index over all files."""
+        files = {variant.name: variant.file for variant in variants if variant.engine == "gguf"}
         write_modelfile(
             self.source,
             folder,
@@ -260,22 +247,18 @@ class _Work:
             generation=self.generation,
             license_name=self.origin.license,
         )
-        return self._index(folder, written.variants, default)
-
-    def _index(self, folder: Path, variants: Sequence[Variant], default: str) -> tuple[Variant, ...]:
-        sized = [replace(v, bytes=sum((folder / file).stat().st_size for file in v.files)) for v in variants]
         write_card(
             self.source,
             folder,
             name=self.settings.name,
-            variants=sized,
+            variants=[replace(v, bytes=sum((folder / f).stat().st_size for f in v.files)) for v in variants],
             default=default,
             context_length=self.settings.context_length,
             provenance=self.origin,
             skills=self.skills,
             calibration_tokens=sum(map(len, self.settings.calibration)),
         )
-        bundle = write_bundle_json(
+        write_bundle_json(
             folder,
             name=self.settings.name,
             variants=variants,
@@ -285,7 +268,6 @@ class _Work:
             context_length=self.settings.context_length,
             skills=self.skills,
         )
-        return bundle.variants
 
     def _compare(self, folder: Path, variants: Sequence[Variant], texts: Sequence[str]) -> Parity:
         started = time.perf_counter()

@@ -144,9 +144,7 @@ def write_modelfile(
 
 
 def _starts_with(checkpoint: Checkpoint, bos: str) -> bool:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = checkpoint.load_tokenizer()
     return bool(tokenizer.encode("a").ids[:1] == [tokenizer.token_to_id(bos)])
 
 

@@ -64,7 +64,5 @@ def hold_out(
 
 
 def _decoded(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[str]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = checkpoint.load_tokenizer()
     return [tokenizer.decode(list(ids), skip_special_tokens=False) for ids in sequences]

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pocketstill.bundle import Variant
+from pocketstill_export.adapters import check_names, read_adapter
 from pocketstill_export.checkpoint import ARCHITECTURES, Checkpoint
 from pocketstill_export.errors import ExportError
 from pocketstill_export.gguf.adapters import write_gguf_adapter
 from pocketstill_export.gguf.converter import convert_by_llama_cpp
 from pocketstill_export.gguf.imatrix import Imatrix, compute_imatrix
+from pocketstill_export.gguf.params import check_gguf
 from pocketstill_export.gguf.quantize import fallback_note, needs_imatrix, plan_gguf, quantize_gguf
-from pocketstill_export.gguf.write import check_gguf, write_gguf
+from pocketstill_export.gguf.write import write_gguf
 from pocketstill_export.onnx.adapters import add_onnx_adapters
 from pocketstill_export.onnx.build import build_onnx, onnx_note
 from pocketstill_export.onnx.builder import Builder
@@ -80,6 +82,9 @@ def weight_notes(checkpoint: Checkpoint, specs: Sequence[VariantSpec], settings:
             f"{checkpoint.architecture} is known to llama.cpp's converter alone, so no importance matrix can be made; "
             "leave --calibrate out, or give a matrix by llama-imatrix with --calibrate FILE.gguf"
         )
+    check_names(settings.adapters)
+    for adapter in settings.adapters.values():
+        read_adapter(checkpoint, adapter)
     if settings.converter is None and any(spec.engine == "gguf" for spec in specs):
         check_gguf(checkpoint, settings.context_length)
     for spec in specs:

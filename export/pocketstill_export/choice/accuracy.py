@@ -50,14 +50,12 @@ class Suite:
         Raises:
             ExportError: there is no question, or one leaves no room for an answer in the context.
         """
-        from tokenizers import Tokenizer
-
         if not items:
             raise ExportError("the suite has no question; give some, or leave accuracy out of the tolerance")
         self._items = list(items)
         self._max_new_tokens = max_new_tokens
         self._stop_ids = checkpoint.stop_ids
-        self._tokenizer: Any = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+        self._tokenizer = checkpoint.load_tokenizer()
         config = checkpoint.tokenizer_config
         names: dict[str, Any] = {key: token_string(config.get(key)) or "" for key in ("bos_token", "eos_token")}
         prompts = [render(checkpoint.template, item.messages, **names) for item in self._items]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pocketstill.bundle import SuiteItem
-from pocketstill_export.choice.choose import Choice, Tolerance
-from pocketstill_export.parity.measure import Parity
+from pocketstill_export.choice.candidates import Choice, Tolerance
 from pocketstill_export.variants import VariantSpec
 from pocketstill_export.weights import Written
 
@@ -47,29 +46,15 @@ def keep_chosen(
         kept |= {candidate.name for candidate in choice.candidates}
     variants = list(written.variants)
     if choice.mixed is not None:
-        variants.append(choice.mixed)
+        adapters = next((v.adapters for v in variants if v.engine == "gguf"), {})
+        variants.append(replace(choice.mixed, adapters=adapters))
+    left = tuple(variant for variant in variants if variant.name in kept)
+    needed = {file for variant in left for file in (*variant.files, *variant.adapters.values())}
     for variant in variants:
-        if variant.name not in kept:
-            for file in variant.files:
-                (folder / file).unlink()
+        for file in (*variant.files, *variant.adapters.values()):
+            if file not in needed:
+                (folder / file).unlink(missing_ok=True)
     if not any((folder / "onnx").glob("*")):
         shutil.rmtree(folder / "onnx", ignore_errors=True)
         (folder / "genai_config.json").unlink(missing_ok=True)
-    left = tuple(variant for variant in variants if variant.name in kept)
     return [spec for spec in specs if spec.name in kept], replace(written, variants=left)
-
-
-def only(parity: Parity, names: Collection[str], more: Parity | None) -> Parity:
-    """`parity` without the variants that are not among `names`, and with those of `more`."""
-
-    def kept(variant: str) -> bool:
-        return variant.split("+")[0] in names or not variant.startswith(("onnx-", "gguf-"))
-
-    texts = [check for check in parity.texts if kept(check.variant)]
-    logits = [check for check in parity.logits if kept(check.variant)]
-    generations = [check for check in parity.generations if kept(check.variant) and kept(check.against)]
-    if more is not None:
-        texts += [check for check in more.texts if check not in texts]
-        logits += more.logits
-        generations += more.generations
-    return replace(parity, texts=tuple(texts), logits=tuple(logits), generations=tuple(generations))

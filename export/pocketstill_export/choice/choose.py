@@ -36,9 +36,6 @@ from pocketstill_export.gguf.imatrix import Imatrix
 from pocketstill_export.gguf.write import write_gguf
 from pocketstill_export.parity.logits import load_reference
 
-__all__ = ["MIXED", "MIXED_FILE", "Candidate", "Choice", "Objective", "Searched", "Tolerance", "choose"]
-
-
 _MIXTURE = Variant(MIXED, "gguf", MIXED_FILE, (MIXED_FILE,), 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,10 +13,8 @@ from pocketstill.engines import Engine, open_engine
 from pocketstill.measure import decode_rate
 from pocketstill_export.checkpoint import Checkpoint
 from pocketstill_export.errors import ExportError
-from pocketstill_export.parity.logits import LogitsCheck, Reference, compare_logits, log_softmax
+from pocketstill_export.parity.logits import LogitsCheck, Reference, compare_logits, log_softmax, token_sequences
 
-# Below this many parameters more threads than one only slow a student down, most of all on a busy machine.
-_SMALL = 50_000_000
 _LONGEST = 1024
 # The checkpoint's log-probabilities are kept, 8 bytes each.
 _MOST_BYTES = 1 << 30
@@ -52,24 +49,15 @@ class Judge:
         Raises:
             ExportError: no text has a token.
         """
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
         longest = min(context_length, _LONGEST) - 1
         most = max(1, min(max_tokens, _MOST_BYTES // (8 * int(checkpoint.config.vocab_size))))
-        self._sequences: list[list[int]] = []
-        total = 0
-        for text in texts:
-            ids = list(tokenizer.encode(text, add_special_tokens=False).ids)[: min(longest, most - total)]
-            if ids:
-                self._sequences.append(ids)
-                total += len(ids)
+        self._sequences = token_sequences(checkpoint.load_tokenizer(), texts, longest, most)
         if not self._sequences:
             raise ExportError("the held-out texts have no token; give texts like those that the student is for")
         self._expected = [log_softmax(reference.logits(ids)) for ids in self._sequences]
         self._context_length = context_length
-        self.parameters = sum(map(math.prod, checkpoint.shapes.values()))
-        self.threads = threads or (1 if self.parameters < _SMALL else None)
+        self.parameters = checkpoint.parameters
+        self.threads = threads or checkpoint.threads
 
     @property
     def prompts(self) -> list[list[int]]:

@@ -16,13 +16,11 @@ import numpy as np
 from pocketstill_export.checkpoint import Checkpoint
 from pocketstill_export.errors import ExportError
 from pocketstill_export.gguf.imatrix import Imatrix
-from pocketstill_export.gguf.llama_quantizer import Planned, Request, captured_log, planned_types, run_quantizer
+from pocketstill_export.gguf.llama_quantizer import Planned, Request, planned_types, run_quantizer
 from pocketstill_export.variants import GgufKind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-__all__ = ["TENSOR_TYPES", "captured_log", "fallback_note", "needs_imatrix", "plan_gguf", "quantize_gguf"]
 
 # What one tensor may be stored as; a kind such as q4_k_m is a mixture of these.
 TENSOR_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl",

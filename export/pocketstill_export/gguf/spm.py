@@ -11,8 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,8 @@ def _own_scores(
 ) -> dict[str, float] | None:
     """The scores of a tokenizer.model; None when it is of another vocabulary or would merge otherwise."""
     try:
-        pieces = dict(_pieces(path.read_bytes()))
-    except (ValueError, IndexError, struct.error):
+        pieces = _pieces(path)
+    except (RuntimeError, OSError):
         return None
     if any(token not in pieces and token not in added for token in vocab):
         return None
@@ -167,48 +166,17 @@ def _is_run(tokens: list[str]) -> bool:
     return len(set("".join(tokens))) == 1
 
 
-def _pieces(data: bytes) -> Iterator[tuple[str, float]]:
-    """The pieces and scores of a SentencePiece model, a protocol buffer: field 1 repeats {1: text, 2: score}."""
-    for number, value in _fields(data):
-        if number == 1 and isinstance(value, bytes):
-            piece = dict(_fields(value))
-            text, score = piece.get(1), piece.get(2, 0.0)
-            if not isinstance(text, bytes) or not isinstance(score, float):
-                raise ValueError("a piece without text")
-            yield text.decode("utf-8"), score
+def _pieces(path: Path) -> dict[str, float]:
+    """The pieces of a SentencePiece model with their scores.
 
+    Raises:
+        RuntimeError: the file is none.
+    """
+    from sentencepiece import SentencePieceProcessor
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | float | int]]:
-    """The fields of one message, https://protobuf.dev/programming-guides/encoding."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-        elif kind == 5:
-            yield key >> 3, float(struct.unpack_from("<f", data, at)[0])
-            at += 4
-        elif kind in (1, 2):
-            size, at = _varint(data, at) if kind == 2 else (8, at)
-            if at + size > len(data):
-                raise ValueError("cut short")
-            yield key >> 3, data[at : at + size]
-            at += size
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
+    model = SentencePieceProcessor(model_file=str(path))
+    ids = range(model.get_piece_size())
+    return dict(zip(model.id_to_piece(list(ids)), model.get_score(list(ids)), strict=True))
 
 
 def _refusal(reason: str) -> ExportError:

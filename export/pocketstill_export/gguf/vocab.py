@@ -164,9 +164,7 @@ def _stops_in_order(checkpoint: Checkpoint) -> list[int]:
 
 def _added_around(checkpoint: Checkpoint) -> tuple[bool, bool]:
     """Whether the tokenizer puts a begin token before a text, and an end token after it."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = checkpoint.load_tokenizer()
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     vocab = vocabulary(checkpoint.tokenizer)

@@ -18,12 +18,9 @@ from pocketstill_export.gguf.params import (
     add_hyperparameters,
     attention_scale,
     check_gguf,
-    head_size,
     rope_factors,
 )
 from pocketstill_export.gguf.vocab import add_tokenizer, model_name
-
-__all__ = ["GgufPrecision", "check_gguf", "head_size", "tensor_names", "write_gguf"]
 
 GgufPrecision = Literal["f32", "bf16", "f16"]
 _F16_MAX = 65504.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from pocketstill_export.checkpoint import Checkpoint
 from pocketstill_export.errors import ExportError
-from pocketstill_export.gguf.write import head_size
+from pocketstill_export.gguf.params import head_size
 from pocketstill_export.onnx.builder import Builder, started_builder
 from pocketstill_export.onnx.gptq import calibrated, require_gptq
 from pocketstill_export.onnx.mend import move_model

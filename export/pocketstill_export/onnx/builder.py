@@ -43,22 +43,14 @@ class Builder:
 @contextlib.contextmanager
 def started_builder() -> Iterator[Builder]:
     """The builder's process, ended with the block whether it was used or not."""
-    with tempfile.TemporaryDirectory(prefix="pocketstill-") as folder:
-        process = subprocess.Popen(
-            _python("pocketstill_export.onnx._builder_child"),
-            env=_environment(),
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        with process:
-            try:
-                yield Builder(process)
-            finally:
-                process.kill()
+    with (
+        tempfile.TemporaryDirectory(prefix="pocketstill-") as folder,
+        _start("pocketstill_export.onnx._builder_child", cwd=folder) as process,
+    ):
+        try:
+            yield Builder(process)
+        finally:
+            process.kill()
 
 
 def run_child(module: str, argument: str, folder: Path, name: str, checkpoint: Path) -> None:
@@ -67,30 +59,27 @@ def run_child(module: str, argument: str, folder: Path, name: str, checkpoint: P
     Raises:
         ExportError: it failed; `name` and its last line are in the message.
     """
-    done = subprocess.run(
-        [*_python(module), argument],
-        env=_environment(),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    _check_ended(done.returncode, done.stdout, name, checkpoint)
+    with _start(module, argument, cwd=folder) as process:
+        said, _ = process.communicate()
+    _check_ended(process.returncode, said, name, checkpoint)
 
 
-def _python(module: str) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", module]
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {
+def _start(module: str, *arguments: str, cwd: str | Path) -> subprocess.Popen[str]:
+    environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "ORT_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", module, *arguments],
+        env=environment,
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
 
 def _check_ended(status: int, said: str, name: str, checkpoint: Path) -> None:

@@ -13,7 +13,14 @@ from pocketstill.bundle import Variant
 from pocketstill.engines import open_engine
 from pocketstill_export.checkpoint import Checkpoint
 from pocketstill_export.parity.corpus import TEXTS
-from pocketstill_export.parity.logits import LogitsCheck, Reference, compare_logits, load_reference, log_softmax
+from pocketstill_export.parity.logits import (
+    LogitsCheck,
+    Reference,
+    compare_logits,
+    load_reference,
+    log_softmax,
+    token_sequences,
+)
 
 _MOST_TOKENS = 1024
 _LONGEST = 256
@@ -32,21 +39,16 @@ def compare_adapters(
 
     The bounds are those of the variant itself: exact ones for unquantized variants.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     longest = min(context_length - 1, _LONGEST)
-    sequences: list[list[int]] = []
-    for text in (*texts, *TEXTS):
-        ids = list(tokenizer.encode(text, add_special_tokens=False).ids)[:longest]
-        if ids and sum(map(len, sequences)) < _MOST_TOKENS:
-            sequences.append(ids)
+    sequences = token_sequences(checkpoint.load_tokenizer(), (*texts, *TEXTS), longest, _MOST_TOKENS)
     checks = []
     for name, adapter in adapters.items():
         reference = _with_adapter(checkpoint, adapter)
         expected = [log_softmax(reference.logits(ids)).astype(np.float32) for ids in sequences]
         for variant in variants:
-            engine = open_engine(folder, variant, threads=1, context_length=context_length, adapter=name)
+            engine = open_engine(
+                folder, variant, threads=checkpoint.threads, context_length=context_length, adapter=name
+            )
             try:
                 check = compare_logits(variant.name, engine.logits, sequences, expected, config=checkpoint.config)
                 checks.append(replace(check, variant=f"{variant.name}+{name}"))

@@ -19,7 +19,7 @@ _SPACES = " \u2581"
 _REPLACED = "the pre-tokenizer was replaced (tokenizer.ggml.pre in GGUF, pre_tokenizer in tokenizer.json)"
 WEIGHTS = "wrong, permuted or transposed weights, a lost bias or another norm"
 ROPE = "the order of the rows of q and k, the rope base, or the attention's heads"
-# A mean KL that rounding to 8 bits or so stays below, and a wrong tensor does not (see parity_logits.compare_logits).
+# A mean KL that rounding to 8 bits or so stays below, and a wrong tensor does not (see logits.compare_logits).
 _COARSE = 0.05
 CACHE = "the KV cache: one pass over the same tokens gives other logits than a token at a time"
 
@@ -43,7 +43,7 @@ def ids_cause(text: str, wanted: Sequence[int], found: Sequence[int], tokenizer:
     if out_of_range:
         return f"the vocabularies differ: {out_of_range[0]} is no id of this tokenizer"
     added = set(tokenizer.get_added_tokens_decoder())
-    if (lost := sorted((added & set(wanted)) - set(found))) and lost:
+    if lost := sorted((added & set(wanted)) - set(found)):
         return f"the added token {tokenizer.id_to_token(lost[0])!r} was read as plain text (its type or flag is lost)"
     if (gained := sorted((added & set(found)) - set(wanted))) and not _is_unknown(tokenizer, gained):
         return f"plain text was read as the added token {tokenizer.id_to_token(gained[0])!r}"
@@ -100,18 +100,13 @@ def _spelt(names: list[str], byte_level: bool) -> str:
     """What tokens spell, without the decoder, which may strip or add a space."""
     if not byte_level:
         return "".join(names).replace("\u2581", " ")
-    letters = _byte_letters()
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
     data = b"".join(
         bytes(letters[c] for c in name) if all(c in letters for c in name) else name.encode("utf-8") for name in names
     )
     return data.decode("utf-8", "replace")
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level tokenizers write for each byte, as in GPT-2: printable ones stand for themselves."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _split_cause(text: str, at: int) -> str:

@@ -67,7 +67,7 @@ def continue_texts(
     At most 16 prompts of 32 tokens, fewer for a large student.
     """
     tokens = max(1, min(_MOST_TOKENS, context_length // 2))
-    parameters = max(1, sum(map(math.prod, checkpoint.shapes.values())))
+    parameters = max(1, checkpoint.parameters)
     count = max(2, min(_MOST_PROMPTS, int(_DECODE_WORK / parameters / tokens)))
     halves = (tuple(ids[: max(1, min(len(ids) // 2, context_length - tokens - 1))]) for ids in sequences)
     prompts = tuple(dict.fromkeys(halves))[:count]

@@ -7,7 +7,7 @@ perplexity tool reports them: mean, 99.9th percentile, maximum, agreement of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,6 +239,20 @@ def _clusters(values: Sequence[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.
         return list(values)
     size = max(1, sum(map(len, values)) // _CLUSTERS)
     return [part[start : start + size] for part in values for start in range(0, len(part), size)]
+
+
+def token_sequences(tokenizer: Any, texts: Iterable[str], longest: int, most: int) -> list[list[int]]:
+    """Token ids of the texts, `longest` of each at most, until there are `most`; texts without a token are left out."""
+    sequences: list[list[int]] = []
+    left = most
+    for text in texts:
+        if left <= 0:
+            break
+        ids = list(tokenizer.encode(text, add_special_tokens=False).ids)[: min(longest, left)]
+        if ids:
+            sequences.append(ids)
+            left -= len(ids)
+    return sequences
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

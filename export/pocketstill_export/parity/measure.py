@@ -26,40 +26,17 @@ from pocketstill_export.parity.generation import (
     continue_texts,
 )
 from pocketstill_export.parity.logits import (
-    BF16_KL,
-    CACHED_KL,
-    EXACT_KL,
-    F16_KL,
-    MAX_KL,
     Floats,
-    Logits,
     LogitsCheck,
     Reference,
     compare_logits,
     load_reference,
     log_softmax,
-    reference_logits,
+    token_sequences,
 )
 from pocketstill_export.parity.text import TextCheck, check_stop_ids, check_template, compare_ids
 
-__all__ = [
-    "BF16_KL",
-    "CACHED_KL",
-    "EXACT_KL",
-    "F16_KL",
-    "MAX_KL",
-    "GenerationCheck",
-    "Logits",
-    "LogitsCheck",
-    "Parity",
-    "TextCheck",
-    "compare_logits",
-    "measure_parity",
-    "reference_logits",
-]
-
 _LONGEST = 1024
-_SMALL = 50_000_000
 _FEWEST_TOKENS = 256
 # Tokens times parameters: about a minute and a half for each variant on a slow core. And bytes of log-probabilities.
 _WORK = 1e12
@@ -126,20 +103,18 @@ def measure_parity(
     from tokenizers import Tokenizer
 
     folder = Path(folder)
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = checkpoint.load_tokenizer()
     checks = [*check_template(checkpoint, folder, variants), *check_stop_ids(checkpoint, folder, variants)]
     reference = load_reference(checkpoint)
     expected = _expect(checkpoint, reference, tokenizer, texts, context_length, max_tokens)
     lines = (*texts, *TEXTS, *corpus_lines())
-    # More threads than one only slow a small student down, most of all on a busy machine.
-    threads = 1 if _parameters(checkpoint) < _SMALL else None
     shipped = Tokenizer.from_file(str(folder / "tokenizer.json"))
     # What transformers, transformers.js and our own runtime read, whatever the engine's own tokenizer is.
     checks.append(compare_ids(tokenizer, checkpoint, "tokenizer.json", lambda text: _ids(shipped, text), lines))
     logits, generations = [], []
     continued = {}
     for variant in variants:
-        engine = open_engine(folder, variant, threads=threads)
+        engine = open_engine(folder, variant, threads=checkpoint.threads)
         try:
             checks.append(compare_ids(tokenizer, checkpoint, variant.name, engine.native_encode, lines))
             of_logits, of_texts, new = _compare_model(checkpoint, variant.name, engine, expected, context_length)
@@ -167,7 +142,7 @@ def _expect(
 ) -> _Expected:
     tokens = affordable_tokens(checkpoint, max_tokens)
     longest = min(context_length, _LONGEST) - 1
-    sequences = _sequences(tokenizer, texts, longest, tokens) or _sequences(tokenizer, TEXTS, longest, tokens)
+    sequences = token_sequences(tokenizer, texts, longest, tokens) or token_sequences(tokenizer, TEXTS, longest, tokens)
     return _Expected(
         sequences,
         [log_softmax(reference.logits(ids)).astype(np.float32) for ids in sequences],
@@ -204,26 +179,10 @@ def _failures(
 
 def affordable_tokens(checkpoint: Checkpoint, max_tokens: int) -> int:
     """How many tokens are compared: what time and memory allow for a student of this size, 256 at the fewest."""
-    by_time = int(_WORK / max(1, _parameters(checkpoint)))
+    by_time = int(_WORK / max(1, checkpoint.parameters))
     by_memory = _MOST_BYTES // (4 * int(checkpoint.config.vocab_size))
     return min(max_tokens, max(_FEWEST_TOKENS, min(by_time, by_memory)))
 
 
-def _parameters(checkpoint: Checkpoint) -> int:
-    return sum(map(math.prod, checkpoint.shapes.values()))
-
-
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _sequences(tokenizer: Any, texts: Sequence[str], longest: int, max_tokens: int) -> list[list[int]]:
-    """Token ids of the texts, those without any left out, until there are enough of them."""
-    sequences: list[list[int]] = []
-    total = 0
-    for text in texts:
-        ids = _ids(tokenizer, text)[:longest]
-        if ids and total < max_tokens:
-            sequences.append(ids)
-            total += len(ids)
-    return sequences

@@ -17,7 +17,7 @@ from pocketstill.errors import UserError
 from pocketstill.files import read_json
 from pocketstill.template import render
 from pocketstill_export.checkpoint import Checkpoint, token_string
-from pocketstill_export.gguf.quantize import captured_log
+from pocketstill_export.gguf.llama_quantizer import captured_log
 from pocketstill_export.parity.causes import ids_cause, template_cause
 from pocketstill_export.parity.corpus import CONVERSATIONS, TOOL_CONVERSATIONS, TOOLS, Message
 
