@@ -77,7 +77,11 @@ def test_all_skills_are_asked_and_counted(tmp_path: Path) -> None:
     assert (result.failed, result.from_cache, result.questions) == (0, 0, 5 * 38 + 8)
     assert result.price == pytest.approx((result.prompt_tokens + 2 * result.completion_tokens) / 1e6)
     manifest = read_manifest(tmp_path)
-    assert manifest is not None and set(manifest.outputs) == {"questions.jsonl", "ledger.sqlite"}
+    assert manifest is not None and set(manifest.outputs) == {
+        "questions.jsonl",
+        "ledger.sqlite",
+        "samples/zero_shot_cot.jsonl",
+    }
     assert len(read_questions(tmp_path)) == result.questions
 
 
@@ -324,7 +328,7 @@ def test_key_is_nowhere_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.Mo
     with serving(chat_app(answer)) as url:
         collect(recipe_of({"base_url": url, "concurrency": 1}), tmp_path)
     assert states(tmp_path)["failed"] == 1
-    for path in tmp_path.iterdir():
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
         assert b"secret" not in path.read_bytes(), path
 
 
@@ -338,7 +342,7 @@ def test_password_in_the_url_is_refused_and_not_repeated(tmp_path: Path) -> None
     with pytest.raises(UserError, match="OPENAI_API_KEY") as caught:
         collect(recipe_of({"base_url": "http://me:hunter2@127.0.0.1:1/v1"}), tmp_path)
     assert "hunter2" not in str(caught.value)
-    assert all(b"hunter2" not in path.read_bytes() for path in tmp_path.iterdir())
+    assert all(b"hunter2" not in path.read_bytes() for path in filter(Path.is_file, tmp_path.rglob("*")))
 
 
 def test_readonly_folder_is_a_user_error(tmp_path: Path) -> None:

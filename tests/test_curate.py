@@ -17,8 +17,9 @@ from pocketstill.files import sha256_file
 from pocketstill.stats import wilson
 from pocketstill_pipeline import problems
 from pocketstill_pipeline.collect import collect
-from pocketstill_pipeline.curate import CurateResult, curate, tidy
+from pocketstill_pipeline.curate import CurateResult, curate
 from pocketstill_pipeline.duplicates import NearDuplicates, shingles
+from pocketstill_pipeline.elicit.zero_shot import tidy
 from pocketstill_pipeline.example import Example
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.recipe import Recipe

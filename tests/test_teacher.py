@@ -29,7 +29,8 @@ from pocketstill_pipeline.prompts import (
     asks_for_answer,
     first_request,
 )
-from pocketstill_pipeline.teacher import TeacherConfig, embedded
+from pocketstill_pipeline.teacher import TeacherConfig
+from pocketstill_pipeline.teacher.embedded import problems as embedded
 from pocketstill_pipeline.teacher.protocol import count_tokens, pieces
 from pocketstill_pipeline.teacher.server import running_teacher, serve
 

@@ -1,34 +1,39 @@
-"""Collect: ask the teacher every question of the recipe, and keep all that it says in the ledger."""
+"""Collect: elicit what the recipe asks for from its teacher, and keep all that is said in the ledger."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pocketstill.errors import UserError
 from pocketstill.files import sha256_file
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 
-from .asking import Asker, local_teacher, rules_digest, samples_of
+from .elicit.base import Context, Settings
+from .elicit.methods import METHODS
+from .elicit.zero_shot import ZeroShot
+from .endpoints import endpoint_of, local_server, rules_digest
 from .example import Question
 from .ledger import Ledger
-from .prompts import reasons_first
+from .progress import Shown
 from .questions import build_questions
-from .recipe import Recipe
-from .teacher.client import Tally, TeacherClient, connected
+from .quote import quote_of
+from .recipe import Recipe, Teacher
+from .session import Session
+from .teacher.client import Tally, connected
 from .teacher.server import running_teacher
 
 QUESTIONS = "questions.jsonl"
 LEDGER = "ledger.sqlite"
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ class CollectResult:
     """What a collection holds. `price` is in the recipe's money, 0 when it gives no prices.
 
     `requests` were sent by the last run, `from_cache` were answered before it; `failed` have no answer.
+    `samples` came of them, `usable` of these have nothing against them so far.
     """
 
     folder: Path
     questions: int
+    samples: int
+    usable: int
     requests: int
     from_cache: int
     failed: int
@@ -50,14 +58,15 @@ class CollectResult:
 
 
 def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> CollectResult:
-    """Ask the recipe's teacher all of its questions.
+    """Elicit all that the recipe asks for.
 
-    Writes questions.jsonl, ledger.sqlite and manifest.json to `out`. Resumes: what the ledger
+    Writes questions.jsonl, samples/<entry>.jsonl, ledger.sqlite and manifest.json to `out`. Resumes: what the ledger
     holds is never asked again. A request that failed is kept with its reason, and asked again only when the
     collection is made anew (another recipe, or its manifest removed).
 
     Raises:
-        UserError: the teacher cannot be reached or refuses, a file is broken, or the disk is full.
+        UserError: the teacher cannot be reached or refuses, the budget is spent, a file is broken, or the disk is
+            full.
     """
     config, inputs = collect_config(recipe), collect_inputs(recipe)
     if up_to_date(out, config, inputs):
@@ -67,33 +76,52 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
     _prepare(out, questions)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out / LEDGER))
-        local = local_teacher(recipe)
-        url = recipe.teacher.base_url if local is None else stack.enter_context(running_teacher(local))
-        tally = asyncio.run(_ask_all(recipe, questions, url, ledger, progress))
-    if questions and not tally.from_cache and tally.failed >= tally.requests > 0:
+        own = stack.enter_context(Ledger(out / "student" / LEDGER)) if recipe.student_endpoint else None
+        if progress is not None:
+            progress.print(quote_of(recipe, questions, out).line())
+        urls = [stack.enter_context(_reached(recipe, teacher)) for teacher in _teachers(recipe)]
+        run = _Run(recipe, questions, out, ledger, own, Shown(progress))
+        tally = asyncio.run(run.all(urls))
+    if run.samples and not tally.from_cache and tally.failed >= tally.requests > 0:
         raise UserError(f"collect: all {tally.failed} requests failed; their reasons are in {out / LEDGER}")
     seconds = time.monotonic() - started
-    counts = _counts(out / LEDGER, questions, tally)
+    counts = _counts(out / LEDGER, questions, tally) | {"samples": run.samples, "usable": run.usable}
     write_manifest(
-        out, stage="collect", config=config, inputs=inputs, outputs=[out / QUESTIONS, out / LEDGER],
+        out, stage="collect", config=config, inputs=inputs,
+        outputs=[out / QUESTIONS, out / LEDGER, *sorted((out / SAMPLES).glob("*.jsonl"))],
         seed=recipe.seed, counts=counts, seconds=seconds,
     )  # fmt: skip
     return _result(out)
 
 
+def entries_of(recipe: Recipe) -> list[Settings]:
+    """What a recipe asks for; one that does not say asks every question for its chain of thought."""
+    return list(recipe.elicit) or [ZeroShot()]
+
+
 def collect_config(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that determines what is collected; gates, prices and pace do not."""
-    teacher = recipe.teacher.model_dump(
-        mode="json",
-        exclude={
-            "concurrency", "requests_per_minute", "timeout_s", "retries", "price_in", "price_out",
-            "api_key_env", "replay",
-        },
-    )  # fmt: skip
-    teacher["embedded"].pop("latency_ms")
-    kept = {"name", "kind", "source", "questions", "heldout", "expand"}
-    skills = [skill.model_dump(mode="json", include=kept) for skill in recipe.skills]
-    return {"seed": recipe.seed, "teacher": teacher, "skills": skills}
+    pace = {
+        "mode", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s", "retries", "price_in",
+        "price_out", "batch_requests", "batch_price", "api_key_env", "replay", "bundle",
+    }  # fmt: skip
+    asked = {}
+    for name, teacher in (("teacher", recipe.teacher), ("student", recipe.student_endpoint)):
+        if teacher is not None:
+            asked[name] = teacher.model_dump(mode="json", exclude=pace)
+            rates = asked[name]["embedded"]
+            asked[name]["embedded"] = {key: rates[key] for key in ("mistakes", "noise")}
+    kept = {"name", "kind", "graded", "questions", "heldout", "expand"}
+    skills = [
+        # A file counts by its content (`collect_inputs`), wherever it lies.
+        skill.model_dump(mode="json", include=kept) | {"source": Path(skill.source).name}
+        for skill in recipe.skills
+    ]
+    elicit = [
+        entry.model_dump(mode="json") | {name: Path(getattr(entry, name)).name for name in entry.FILES}
+        for entry in entries_of(recipe)
+    ]
+    return {"seed": recipe.seed, "skills": skills, "elicit": elicit} | asked
 
 
 def collect_inputs(recipe: Recipe) -> dict[str, str]:
@@ -102,16 +130,19 @@ def collect_inputs(recipe: Recipe) -> dict[str, str]:
     Raises:
         UserError: one of them cannot be read.
     """
-    named = {f"source/{s.name}": s.source for s in recipe.skills if s.source != "embedded"}
-    if recipe.teacher.base_url == "replay":
-        named |= {f"replay/{index}": path for index, path in enumerate(recipe.teacher.replay)}
-    by_rule = recipe.teacher.base_url == "embedded" or any(s.source == "embedded" or s.expand for s in recipe.skills)
+    named = {f"source/{s.name}": s.source for s in recipe.skills if s.from_file}
+    for teacher in _teachers(recipe):
+        if teacher.base_url == "replay":
+            named |= {f"replay/{index}": path for index, path in enumerate(teacher.replay)}
+        elif teacher.base_url == "bundle":
+            named["bundle"] = str(Path(teacher.bundle) / "pocketstill.json")
+    for entry in recipe.elicit:
+        named |= {f"{entry.entry}/{name}": path for name in entry.FILES if (path := getattr(entry, name))}
+    by_rule = any(t.base_url == "embedded" for t in _teachers(recipe))
+    by_rule = by_rule or any(s.source == "embedded" or s.expand for s in recipe.skills)
     hashes = {"rules": rules_digest()} if by_rule else {}
     for name, path in named.items():
-        try:
-            hashes[name] = sha256_file(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); the recipe names it as {name}") from None
+        hashes |= _hashes(name, Path(path))
     return hashes
 
 
@@ -121,86 +152,99 @@ def read_questions(folder: Path) -> list[Question]:
         return [Question.from_dict(json.loads(line)) for line in lines]
 
 
+def _hashes(name: str, path: Path) -> dict[str, str]:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    try:
+        if path.is_dir():
+            return {f"{name}/{file.relative_to(path)}": sha256_file(file) for file in files}
+        return {name: sha256_file(path)}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); the recipe names it as {name}") from None
+
+
+def _teachers(recipe: Recipe) -> list[Teacher]:
+    return [recipe.teacher, *([recipe.student_endpoint] if recipe.student_endpoint else [])]
+
+
+def _reached(recipe: Recipe, teacher: Teacher) -> AbstractContextManager[str]:
+    """A context in which somebody answers for `teacher`; gives the base URL."""
+    server = local_server(recipe, teacher)
+    return nullcontext(teacher.base_url) if server is None else running_teacher(server)
+
+
 def _prepare(out: Path, questions: list[Question]) -> None:
     text = "".join(json.dumps(question.to_dict(), ensure_ascii=False) + "\n" for question in questions)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(out / SAMPLES, ignore_errors=True)
+        (out / SAMPLES).mkdir()
         (out / QUESTIONS).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or mend the path") from None
 
 
-async def _ask_all(
-    recipe: Recipe, questions: list[Question], url: str, ledger: Ledger, console: Console | None
-) -> Tally:
-    asker = Asker(recipe)
-    jobs = iter([(q, sample) for q in questions for sample in samples_of(q, recipe.teacher)])
-    total = sum(len(samples_of(q, recipe.teacher)) * (1 + reasons_first(q.kind)) for q in questions)
-    async with connected(recipe.teacher, url, ledger) as client:
-        with _Shown(console, total) as show:
-            workers = [asyncio.create_task(_work(jobs, asker, client, show)) for _ in range(recipe.teacher.concurrency)]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                # Awaited, so that none is left to complain after the loop has closed.
-                await asyncio.gather(*workers, return_exceptions=True)
+@dataclass
+class _Run:
+    """One collection under way, and how many samples it has made."""
+
+    recipe: Recipe
+    questions: list[Question]
+    out: Path
+    ledger: Ledger
+    own_ledger: Ledger | None
+    show: Shown
+    samples: int = 0
+    usable: int = 0
+
+    async def all(self, urls: list[str]) -> Tally:
+        """Every entry of the recipe, one after the other."""
+        recipe = self.recipe
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(connected(recipe.teacher, urls[0], self.ledger))
+            teacher = Session(client, recipe.teacher, endpoint_of(recipe, recipe.teacher), recipe.seed)
+            student = None
+            if recipe.student_endpoint is not None and self.own_ledger is not None:
+                learner = await stack.enter_async_context(connected(recipe.student_endpoint, urls[1], self.own_ledger))
+                endpoint = endpoint_of(recipe, recipe.student_endpoint)
+                student = Session(learner, recipe.student_endpoint, endpoint, recipe.seed)
+            context = context_of(recipe, self.questions, self.out, teacher, student)
+            stack.enter_context(self.show)
+            for entry in entries_of(recipe):
+                await self._entry(entry, context, client.tally)
             client.check_reached()
-        return client.tally
+            return client.tally
+
+    async def _entry(self, entry: Settings, context: Context, tally: Tally) -> None:
+        path = self.out / SAMPLES / f"{entry.entry}.jsonl"
+        partial = path.with_suffix(".partial")
+        self.show.start(entry.entry, METHODS[entry.method].plan(entry, context), tally)
+        with partial.open("w", encoding="utf-8") as file:
+            async for item in METHODS[entry.method].elicit(entry, context):
+                file.write(json.dumps(item.to_dict(), ensure_ascii=False) + "\n")
+                self.samples += 1
+                self.usable += item.reason is None
+                self.show.update(tally, item.reason)
+        partial.rename(path)
 
 
-async def _work(jobs: Iterator[tuple[Question, int]], asker: Asker, client: TeacherClient, show: _Shown) -> None:
-    for done, (question, sample) in enumerate(jobs):
-        first = await client.ask(asker.first(question, sample))
-        if first.error is None and reasons_first(question.kind):
-            await client.ask(asker.answer(question, sample, first.text))
-        show.update(client.tally)
-        if first.cached and done % 64 == 0:
-            await asyncio.sleep(0)
-
-
-class _Shown:
-    """The progress bar on stderr: requests done, rate, failures, cost. Without a console it shows nothing."""
-
-    def __init__(self, console: Console | None, total: int) -> None:
-        columns = (TextColumn("collect"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, refresh_per_second=4) if console else None
-        self._task: TaskID | None = None
-        self._total, self._started, self._next = total, time.monotonic(), 0.0
-
-    def __enter__(self) -> _Shown:
-        if self._progress is not None:
-            self._progress.start()
-            self._task = self._progress.add_task("collect", total=self._total, said="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def update(self, tally: Tally) -> None:
-        now = time.monotonic()
-        done = tally.requests + tally.from_cache
-        if self._progress is None or self._task is None or (now < self._next and done < self._total):
-            return
-        self._next = now + 0.25
-        rate = tally.requests / max(now - self._started, 1e-6)
-        said = f"{done}/{self._total} requests, {rate:.0f}/s, {tally.failed} failed"
-        said += f", {tally.from_cache} from ledger" if tally.from_cache else ""
-        said += f", cost {tally.price:.4f}" if tally.price else ""
-        self._progress.update(self._task, completed=done, said=said)
+def context_of(recipe: Recipe, questions: list[Question], out: Path, teacher: Any, student: Any) -> Context:
+    """What the routes of a recipe are given."""
+    skills = {skill.name: skill for skill in recipe.skills}
+    return Context(
+        recipe.seed, questions, teacher, student, out / SAMPLES,
+        skills | {q.skill: skills[q.skill.removesuffix("_unseen")] for q in questions if q.skill not in skills},
+        recipe.teacher.samples,
+    )  # fmt: skip
 
 
 def _counts(ledger_path: Path, questions: list[Question], tally: Tally) -> dict[str, Any]:
     totals = {"prompt_tokens": 0, "completion_tokens": 0, "price": 0.0}
     with Ledger(ledger_path, readonly=True) as ledger:
         for row in ledger.rows():
-            if row.state == "done":
-                totals["prompt_tokens"] += row.prompt_tokens or 0
-                totals["completion_tokens"] += row.completion_tokens or 0
-                totals["price"] += row.price or 0.0
+            totals["prompt_tokens"] += row.prompt_tokens or 0
+            totals["completion_tokens"] += row.completion_tokens or 0
+            totals["price"] += row.price or 0.0
     return totals | {
         "questions": len(questions),
         "train": sum(q.split == "train" for q in questions),

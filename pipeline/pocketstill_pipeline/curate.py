@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,16 +21,12 @@ from pocketstill.files import sha256_file, write_json
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 from pocketstill.stats import wilson
 
-from .asking import Asker, Trace, find_trace, samples_of
-from .collect import LEDGER, QUESTIONS, collect_config, collect_inputs, read_questions
+from .collect import QUESTIONS, SAMPLES, collect_config, collect_inputs, entries_of, read_questions
 from .duplicates import NearDuplicates
-from .example import Example, Question
-from .ledger import Ledger
+from .example import Elicited, Example, Question
 from .problems.base import normalise
-from .prompts import reasons_first
 from .recipe import Recipe
 from .tables import EXAMPLES, REJECTED, write_parquet
-from .teacher.client import stored_reply
 
 TRAIN, HELDOUT, REJECTS, SUITE, STATS = (
     "train.parquet", "heldout.parquet", "rejected.parquet", "suite.jsonl", "stats.json",
@@ -57,17 +52,12 @@ class CurateResult:
 
 @dataclass(frozen=True)
 class Graded:
-    """One sample, read and graded. `reason` is why its own content rejects it, None when nothing does."""
+    """One sample, graded. `reason` is why its own content rejects it, None when nothing does."""
 
-    question: Question
-    sample: int
-    rationale: str
-    completion: str
-    answer: str | None
+    elicited: Elicited
     correct: bool
     reason: str | None
     detail: str
-    source: list[str]
 
 
 def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
@@ -83,13 +73,13 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
     _check_collected(recipe, collected)
     config = {"curate": recipe.curate.model_dump(mode="json"), "collect": collect_config(recipe)}
     questions = read_questions(collected)
-    graded = list(_graded(recipe, questions, collected / LEDGER))
+    graded = list(_graded(recipe, collected))
     inputs = {QUESTIONS: sha256_file(collected / QUESTIONS), "answers": _digest(graded)}
     if up_to_date(out, config, inputs):
         return _result(out)
     kept, rejected = _select(recipe, graded)
-    train = [item for item in kept if item.question.split == "train"]
-    heldout = [item for item in kept if item.question.split == "heldout"]
+    train = [item for item in kept if item.elicited.split == "train"]
+    heldout = [item for item in kept if item.elicited.split == "heldout"]
     suite = [_suite_item(question) for question in questions if question.split == "heldout"]
     if not train:
         why = ", ".join(f"{count} {reason}" for reason, count in Counter(r for _, r, _ in rejected).most_common())
@@ -134,45 +124,25 @@ def _result(out: Path) -> CurateResult:
     return CurateResult(folder=out, seconds=manifest.seconds, **manifest.counts)
 
 
-def _graded(recipe: Recipe, questions: list[Question], ledger_path: Path) -> Iterator[Graded]:
-    asker = Asker(recipe)
-    with Ledger(ledger_path, readonly=True) as ledger:
-        for question in questions:
-            for sample in samples_of(question, recipe.teacher):
-                yield grade(find_trace(asker, question, sample, lambda key: stored_reply(ledger.get(key))))
+def _graded(recipe: Recipe, collected: Path) -> Iterator[Graded]:
+    for entry in entries_of(recipe):
+        with (collected / SAMPLES / f"{entry.entry}.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                yield grade(Elicited.from_dict(json.loads(line)))
 
 
-def grade(trace: Trace) -> Graded:
-    """Read a sample: its rationale, its answer, and what in it speaks against it."""
-    question, replies = trace.question, trace.replies
-    source = [reply.key for reply in replies]
-    if trace.error is not None or trace.missing:
-        detail = trace.error or "never asked"
-        return Graded(question, trace.sample, "", "", None, False, "failed_request", detail, source)
-    completion = replies[-1].text
-    rationale = tidy(replies[0].text) if reasons_first(question.kind) else ""
-    answer = grading.extract(completion, question.kind)
-    correct = grading.equal(answer, question.gold, question.kind)
-    reason, detail = None, ""
-    if not completion.strip() or (reasons_first(question.kind) and not rationale):
-        reason = "empty"
-    elif any(reply.finish_reason == "length" for reply in replies):
-        reason, detail = "truncated", "the token limit cut it"
-    elif answer is None:
-        reason, detail = "no_answer", completion.strip()[:200]
-    elif not correct:
-        reason, detail = "wrong", f"{answer!r} instead of {question.gold!r}"
-    return Graded(question, trace.sample, rationale, completion, answer, correct, reason, detail, source)
-
-
-def tidy(rationale: str) -> str:
-    """Runs of blanks and of empty lines folded, white space at the ends of lines and text dropped."""
-    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", rationale)).strip()
+def grade(item: Elicited) -> Graded:
+    """Whether a sample's answer is right, and what speaks against it."""
+    correct = item.gold is None or grading.equal(item.answer, item.gold, item.kind)
+    reason, detail = item.reason, item.detail
+    if reason is None and not correct:
+        reason, detail = "wrong", f"{item.answer!r} instead of {item.gold!r}"
+    return Graded(item, correct and item.answer is not None, reason, detail)
 
 
 def _select(recipe: Recipe, graded: list[Graded]) -> tuple[list[Graded], list[tuple[Graded, str, str]]]:
     """What is kept, and what is not with (reason, detail). Earlier samples win over later ones like them."""
-    heldout = {normalise(item.question.text) for item in graded if item.question.split == "heldout"}
+    heldout = {normalise(item.elicited.question) for item in graded if item.elicited.split == "heldout"}
     near = NearDuplicates(recipe.curate.near_duplicate)
     exact: dict[tuple[str, str, str], str] = {}
     per_question: Counter[str] = Counter()
@@ -182,18 +152,20 @@ def _select(recipe: Recipe, graded: list[Graded]) -> tuple[list[Graded], list[tu
         if item.reason is not None and not (item.reason == "wrong" and recipe.curate.keep_wrong):
             rejected.append((item, item.reason, item.detail))
             continue
-        if item.question.split == "heldout":
+        if item.elicited.split == "heldout":
             kept.append(item)
             continue
-        asked = normalise(item.question.text)
-        identity, name = (asked, normalise(item.rationale), item.answer or ""), _name(item)
+        asked = normalise(item.elicited.question)
+        identity, name = (asked, normalise(item.elicited.rationale), item.elicited.answer or ""), _name(item)
         if asked in heldout:
             rejected.append((item, "in_heldout", "the question is held out"))
         elif identity in exact:
             rejected.append((item, "exact_duplicate", f"of {exact[identity]}"))
         elif per_question[asked] >= recipe.curate.max_per_question:
             rejected.append((item, "over_cap", f"{recipe.curate.max_per_question} of this question are kept"))
-        elif (twin := near.add(name, f"{item.question.text}\n{item.rationale}\n{item.answer}")) is not None:
+        elif (
+            twin := near.add(name, f"{item.elicited.question}\n{item.elicited.rationale}\n{item.elicited.answer}")
+        ) is not None:
             exact[identity] = name
             rejected.append((item, "near_duplicate", f"of {twin}"))
         else:
@@ -204,26 +176,26 @@ def _select(recipe: Recipe, graded: list[Graded]) -> tuple[list[Graded], list[tu
 
 
 def _name(item: Graded) -> str:
-    return f"{item.question.id}/{item.sample}"
+    return item.elicited.id
 
 
 def _example(item: Graded) -> Example:
-    question = item.question
+    said = item.elicited
     return Example(
-        id=_name(item), skill=question.skill, route=question.route,
-        messages=[{"role": "user", "content": question.text}], rationale=item.rationale,
-        answer=item.answer or "", answer_kind=question.kind, gold=question.gold, split=question.split,
-        source=item.source, tags=list(question.tags),
+        id=said.id, skill=said.skill, route=said.route, messages=said.messages, rationale=said.rationale,
+        answer=said.answer or "", answer_kind=said.kind, gold=said.gold or "", split=said.split,
+        source=list(said.source), tags=list(said.tags), demonstrations=said.demonstrations,
+        candidates=said.candidates, top_logprobs=said.top_logprobs, method=said.method, tools=said.tools,
     )  # fmt: skip
 
 
 def _rejected(item: Graded, reason: str, detail: str) -> dict[str, Any]:
-    question = item.question
+    said = item.elicited
     return {
-        "id": _name(item), "skill": question.skill, "route": question.route, "split": question.split,
-        "reason": reason, "detail": detail, "question": question.text, "rationale": item.rationale,
-        "completion": item.completion, "answer": item.answer, "gold": question.gold,
-        "answer_kind": question.kind, "source": item.source,
+        "id": said.id, "skill": said.skill, "route": said.route, "split": said.split,
+        "reason": reason, "detail": detail, "question": said.question, "rationale": said.rationale,
+        "completion": said.completion, "answer": said.answer, "gold": said.gold,
+        "answer_kind": said.kind, "source": list(said.source), "method": said.method,
     }  # fmt: skip
 
 
@@ -238,7 +210,7 @@ def _digest(graded: list[Graded]) -> str:
     """Hash of all that was answered: equal for two collections that differ only in when they asked."""
     digest = hashlib.sha256()
     for item in graded:
-        said = [_name(item), item.rationale, item.completion, item.reason, item.detail, item.source]
+        said = [item.elicited.to_dict(), item.reason, item.detail]
         digest.update(json.dumps(said, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
@@ -247,12 +219,12 @@ def _stats(
     graded: list[Graded], train: list[Graded], heldout: list[Graded], rejected: list[tuple[Graded, str, str]]
 ) -> dict[str, Any]:
     answered = [item for item in graded if item.reason != "failed_request"]
-    reasons = Counter((item.question.split, item.question.skill, reason) for item, reason, _ in rejected)
-    skills = list(dict.fromkeys(item.question.skill for item in graded))
-    kept = Counter((item.question.split, item.question.skill) for item in train + heldout)
-    routes = Counter(item.question.route for item in train)
+    reasons = Counter((item.elicited.split, item.elicited.skill, reason) for item, reason, _ in rejected)
+    skills = list(dict.fromkeys(item.elicited.skill for item in graded))
+    kept = Counter((item.elicited.split, item.elicited.skill) for item in train + heldout)
+    routes = Counter(item.elicited.route for item in train)
     teacher = {
-        split: _accuracies([item for item in answered if item.question.split == split])
+        split: _accuracies([item for item in answered if item.elicited.split == split])
         for split in ("train", "heldout")
     }
     mistakes = {name: 1 - entry["accuracy"] for name, entry in teacher["train"]["by_skill"].items()}
@@ -279,6 +251,6 @@ def _accuracies(items: list[Graded]) -> dict[str, Any]:
         share = correct / len(some) if some else 0.0
         return {"n": len(some), "correct": correct, "accuracy": share, "low": low, "high": high}
 
-    skills = dict.fromkeys(item.question.skill for item in items)
-    by_skill = {skill: accuracy([item for item in items if item.question.skill == skill]) for skill in skills}
+    skills = dict.fromkeys(item.elicited.skill for item in items)
+    by_skill = {skill: accuracy([item for item in items if item.elicited.skill == skill]) for skill in skills}
     return {"overall": accuracy(items), "by_skill": by_skill}

@@ -36,8 +36,8 @@ def build_questions(recipe: Recipe) -> list[Question]:
     found: list[Question] = []
     for skill in recipe.skills:
         rng = random.Random(f"{recipe.seed}/{skill.name}")
-        drawn = _generated(skill, rng) if skill.source == "embedded" else _from_file(skill, rng)
-        found += drawn
+        if skill.source != "none":
+            found += _generated(skill, rng) if skill.source == "embedded" else _from_file(skill, rng)
         if skill.source == "embedded" and skill.name == _UNSEEN_SKILL and skill.heldout:
             found += _unseen_names(skill, rng)
     heldout = {normalise(question.text) for question in found if question.split == "heldout"}

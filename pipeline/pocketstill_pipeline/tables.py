@@ -27,7 +27,10 @@ EXAMPLES = datasets.Features(
         "tags": [_TEXT],
         "demonstrations": _TURNS,
         "candidates": [{"completion": _TEXT, "score": datasets.Value("float64")}],
-        "top_logprobs": [{"position": datasets.Value("int32"), "token": _TEXT, "logprob": datasets.Value("float32")}],
+        "top_logprobs": datasets.Value("binary"),
+        "method": _TEXT,
+        "tools": _TEXT,
+        "weight": datasets.Value("float32"),
     }
 )
 REJECTED = datasets.Features(
@@ -35,7 +38,7 @@ REJECTED = datasets.Features(
         name: [_TEXT] if name == "source" else _TEXT
         for name in (
             "id", "skill", "route", "split", "reason", "detail", "question", "rationale", "completion",
-            "answer", "gold", "answer_kind", "source",
+            "answer", "gold", "answer_kind", "source", "method",
         )
     }
 )  # fmt: skip

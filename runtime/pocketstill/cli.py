@@ -70,6 +70,12 @@ def run(
 
 
 @app.command()
+def quote(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
+    """Say what a recipe will ask of its teacher: requests, tokens, money and time. Sends nothing."""
+    _print(_workshop("pocketstill_pipeline.quote").quote_recipe(recipe, runs, data))
+
+
+@app.command()
 def collect(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
     """Ask the teacher, and write every answer to the ledger (ledger.sqlite)."""
     _stage("collect", recipe, runs, data)

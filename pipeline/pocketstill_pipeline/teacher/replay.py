@@ -9,7 +9,7 @@ from pathlib import Path
 from pocketstill_pipeline.jsonl import read_jsonl
 from pocketstill_pipeline.prompts import fold
 
-from .embedded import read_asked
+from .embedded.problems import read_asked
 from .protocol import NOT_RECORDED, ChatRequest, ProtocolError
 
 REQUIRED = ("question", "reasoning", "answer_prompt", "answer_completion", "gold")

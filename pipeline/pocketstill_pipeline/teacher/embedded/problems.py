@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pocketstill.grading import Kind
 from pocketstill_pipeline import problems
 from pocketstill_pipeline.prompts import asked_kind, asked_question, asks_for_answer, fold
-
-from . import TeacherConfig
-from .protocol import ChatRequest
+from pocketstill_pipeline.teacher import TeacherConfig
+from pocketstill_pipeline.teacher.protocol import ChatRequest
 
 UNKNOWN = "I do not know how to answer that."
 # How many choices of a first request are tried when its rationale comes back in a second one.

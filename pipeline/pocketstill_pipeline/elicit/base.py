@@ -1,0 +1,183 @@
+"""What every route of elicitation works with: its settings, whom it asks, and what it may cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from pocketstill.errors import UserError
+from pocketstill_pipeline.asking import Messages, Reply
+from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.sections import Section
+
+T = TypeVar("T")
+R = TypeVar("R")
+Model = TypeVar("Model", bound=BaseModel)
+# How often an answer that does not fit its schema is asked for again, each time as another sample.
+_SCHEMA_RETRIES = 2
+_RETRY_SAMPLE = 1000
+
+
+class Settings(Section):
+    """What every `[[elicit]]` entry may say. `None` takes the value of `[teacher]`."""
+
+    # Which of its fields name files, found beside the recipe.
+    FILES: ClassVar[tuple[str, ...]] = ()
+
+    method: str
+    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", description="of the entry; its method when left out")
+    samples: int | None = Field(None, ge=1, description="D, samples a question")
+    temperature: float | None = Field(None, ge=0.0, le=2.0)
+    max_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def entry(self) -> str:
+        """The name that later entries and the samples' file know it by."""
+        return self.name or self.method
+
+
+class Asker(Protocol):
+    """Somebody who answers: the teacher, or the student itself."""
+
+    async def ask(
+        self,
+        messages: Messages,
+        *,
+        sample: int = 0,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        about: str | None = None,
+        **extra: Any,
+    ) -> Reply:
+        """One answer, from the ledger if it is there; a request that fails alone is a Reply with `error`.
+
+        Args:
+            messages: the conversation, ending with a user's or a tool's turn.
+            sample: index of the draw; another index is another answer to the same request.
+            temperature: None takes the recipe's.
+            max_tokens: None takes the recipe's.
+            about: what the seed is drawn from; the last turn's text when left out.
+            extra: further parameters of the API that change the answer.
+
+        Raises:
+            UserError: nobody answers there, a key is refused, the budget is spent, or the ledger cannot be written.
+        """
+        ...
+
+    def map(self, fn: Callable[[T], Awaitable[R]], items: Iterable[T]) -> AsyncIterator[R]:
+        """`fn` of every item, many at once; the results in the order of the items."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a route is given. `student` answers self-knowledge and feedback routes, when the recipe has one.
+
+    `samples` is the folder with one JSONL file an entry; `samples_a_question` is the recipe's own D.
+    """
+
+    seed: int
+    questions: Sequence[Question]
+    teacher: Asker
+    student: Asker | None
+    samples: Path
+    skills: Mapping[str, Any]
+    samples_a_question: int = 1
+
+    def of_skill(self, skill: str) -> list[Question]:
+        """The questions of one skill, training ones first.
+
+        Raises:
+            UserError: the recipe has no such skill.
+        """
+        if skill not in self.skills:
+            raise UserError(f"elicit: there is no skill {skill!r}; the recipe has {', '.join(self.skills)}")
+        return [question for question in self.questions if question.skill == skill]
+
+    def earlier(self, entry: str) -> Iterator[Elicited]:
+        """What an earlier `[[elicit]]` entry made, in its order.
+
+        Raises:
+            UserError: no earlier entry has that name.
+        """
+        path = self.samples / f"{entry}.jsonl"
+        if not path.is_file():
+            made = ", ".join(sorted(p.stem for p in self.samples.glob("*.jsonl"))) or "none"
+            raise UserError(f"elicit: no earlier entry is called {entry!r}; made so far: {made}")
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield Elicited.from_dict(json.loads(line))
+
+    def asks_student(self) -> Asker:
+        """The student as one that answers.
+
+        Raises:
+            UserError: the recipe names none.
+        """
+        if self.student is None:
+            raise UserError("elicit: this method asks the student; add [student_endpoint] to the recipe")
+        return self.student
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A kind of request that an entry will send, for the quote: counts and tokens a request, as (low, high)."""
+
+    what: str
+    requests: tuple[int, int]
+    prompt_tokens: tuple[float, float]
+    completion_tokens: tuple[float, float]
+    who: Literal["teacher", "student"] = "teacher"
+
+
+def trouble(reply: Reply) -> tuple[str, str] | None:
+    """Why a reply cannot be used, as (reason, detail); None when it can."""
+    if reply.error is not None:
+        return "failed_request", reply.error
+    if reply.refusal is not None or reply.finish_reason == "content_filter":
+        return "refused", (reply.refusal or "stopped by the teacher's content filter")[:200]
+    if reply.finish_reason == "length":
+        return "truncated", "the token limit cut it"
+    if not reply.text.strip() and not reply.tool_calls:
+        return "empty", ""
+    return None
+
+
+async def ask_json(
+    asker: Asker, messages: Messages, schema: type[Model], *, sample: int = 0, **options: Any
+) -> tuple[Model | None, Reply]:
+    """A structured answer: JSON by the schema of a pydantic model; None with the last reply when none fits.
+
+    An answer that does not fit is asked for again, up to twice, as another sample.
+    """
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": schema.__name__, "schema": _strict(schema.model_json_schema()), "strict": True},
+    }
+    reply = await asker.ask(messages, sample=sample, response_format=form, **options)
+    for again in range(1, _SCHEMA_RETRIES + 2):
+        found = _fitting(schema, reply)
+        if found is not None or reply.error is not None or again > _SCHEMA_RETRIES:
+            return found, reply
+        reply = await asker.ask(messages, sample=sample + _RETRY_SAMPLE * again, response_format=form, **options)
+    return None, reply
+
+
+def _fitting(schema: type[Model], reply: Reply) -> Model | None:
+    try:
+        return schema.model_validate_json(reply.text.strip().removeprefix("```json").removesuffix("```"))
+    except ValidationError:
+        return None
+
+
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema as the API's strict mode wants it: every object closed, and every key of it required."""
+    made = {key: _strict(value) if isinstance(value, dict) else value for key, value in schema.items()}
+    if made.get("type") == "object":
+        made |= {"additionalProperties": False, "required": list(made.get("properties", {}))}
+    return made
