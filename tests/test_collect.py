@@ -79,6 +79,7 @@ def test_all_skills_are_asked_and_counted(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path)
     assert manifest is not None and set(manifest.outputs) == {
         "questions.jsonl",
+        "unreadable.jsonl",
         "ledger.sqlite",
         "samples/zero_shot_cot.jsonl",
     }

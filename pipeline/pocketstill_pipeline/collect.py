@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .ledger import Ledger
 from .progress import Shown
 from .questions import build_questions
 from .quote import quote_of
+from .reading import BadRow
 from .recipe import Recipe, Teacher
 from .session import Session
 from .teacher.client import Tally, connected
@@ -34,6 +35,7 @@ from .teacher.server import running_teacher
 QUESTIONS = "questions.jsonl"
 LEDGER = "ledger.sqlite"
 SAMPLES = "samples"
+UNREADABLE = "unreadable.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class CollectResult:
     """What a collection holds. `price` is in the recipe's money, 0 when it gives no prices.
 
     `requests` were sent by the last run, `from_cache` were answered before it; `failed` have no answer.
-    `samples` came of them, `usable` of these have nothing against them so far.
+    `samples` came of them, `usable` of these have nothing against them so far. `unreadable` rows of data files are
+    listed in unreadable.jsonl with file and line.
     """
 
     folder: Path
     questions: int
     samples: int
     usable: int
+    unreadable: int
     requests: int
     from_cache: int
     failed: int
@@ -72,8 +76,13 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
     if up_to_date(out, config, inputs):
         return _result(out)
     started = time.monotonic()
-    questions = build_questions(recipe)
-    _prepare(out, questions)
+    bad: list[BadRow] = []
+    questions = build_questions(recipe, bad)
+    _prepare(out, questions, bad)
+    if bad and progress is not None:
+        progress.print(
+            f"{len(bad)} rows cannot be used, see {out / UNREADABLE}; the first: {bad[0].where}: {bad[0].why}"
+        )
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out / LEDGER))
         own = stack.enter_context(Ledger(out / "student" / LEDGER)) if recipe.student_endpoint else None
@@ -85,10 +94,14 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
     if run.samples and not tally.from_cache and tally.failed >= tally.requests > 0:
         raise UserError(f"collect: all {tally.failed} requests failed; their reasons are in {out / LEDGER}")
     seconds = time.monotonic() - started
-    counts = _counts(out / LEDGER, questions, tally) | {"samples": run.samples, "usable": run.usable}
+    counts = _counts(out / LEDGER, questions, tally) | {
+        "samples": run.samples,
+        "usable": run.usable,
+        "unreadable": len(bad),
+    }
     write_manifest(
         out, stage="collect", config=config, inputs=inputs,
-        outputs=[out / QUESTIONS, out / LEDGER, *sorted((out / SAMPLES).glob("*.jsonl"))],
+        outputs=[out / QUESTIONS, out / UNREADABLE, out / LEDGER, *sorted((out / SAMPLES).glob("*.jsonl"))],
         seed=recipe.seed, counts=counts, seconds=seconds,
     )  # fmt: skip
     return _result(out)
@@ -111,14 +124,14 @@ def collect_config(recipe: Recipe) -> dict[str, Any]:
             asked[name] = teacher.model_dump(mode="json", exclude=pace)
             rates = asked[name]["embedded"]
             asked[name]["embedded"] = {key: rates[key] for key in ("mistakes", "noise")}
-    kept = {"name", "kind", "graded", "questions", "heldout", "expand"}
+    kept = {"name", "kind", "graded", "questions", "heldout", "expand", "form", "columns"}
     skills = [
         # A file counts by its content (`collect_inputs`), wherever it lies.
         skill.model_dump(mode="json", include=kept) | {"source": Path(skill.source).name}
         for skill in recipe.skills
     ]
     elicit = [
-        entry.model_dump(mode="json") | {name: Path(getattr(entry, name)).name for name in entry.FILES}
+        entry.model_dump(mode="json") | {name: Path(path).name for name, path in entry.files.items()}
         for entry in entries_of(recipe)
     ]
     return {"seed": recipe.seed, "skills": skills, "elicit": elicit} | asked
@@ -137,7 +150,7 @@ def collect_inputs(recipe: Recipe) -> dict[str, str]:
         elif teacher.base_url == "bundle":
             named["bundle"] = str(Path(teacher.bundle) / "pocketstill.json")
     for entry in recipe.elicit:
-        named |= {f"{entry.entry}/{name}": path for name in entry.FILES if (path := getattr(entry, name))}
+        named |= {f"{entry.entry}/{name}": path for name, path in entry.files.items()}
     by_rule = any(t.base_url == "embedded" for t in _teachers(recipe))
     by_rule = by_rule or any(s.source == "embedded" or s.expand for s in recipe.skills)
     hashes = {"rules": rules_digest()} if by_rule else {}
@@ -172,7 +185,7 @@ def _reached(recipe: Recipe, teacher: Teacher) -> AbstractContextManager[str]:
     return nullcontext(teacher.base_url) if server is None else running_teacher(server)
 
 
-def _prepare(out: Path, questions: list[Question]) -> None:
+def _prepare(out: Path, questions: list[Question], bad: list[BadRow]) -> None:
     text = "".join(json.dumps(question.to_dict(), ensure_ascii=False) + "\n" for question in questions)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -180,6 +193,8 @@ def _prepare(out: Path, questions: list[Question]) -> None:
         shutil.rmtree(out / SAMPLES, ignore_errors=True)
         (out / SAMPLES).mkdir()
         (out / QUESTIONS).write_text(text, encoding="utf-8")
+        rows = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
+        (out / UNREADABLE).write_text(rows, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or mend the path") from None
 
@@ -225,6 +240,7 @@ class _Run:
                 self.samples += 1
                 self.usable += item.reason is None
                 self.show.update(tally, item.reason)
+        self.show.finish(tally)
         partial.rename(path)
 
 

@@ -20,7 +20,8 @@ class Question:
     """One thing to ask the teacher, with the answer that a right completion ends in.
 
     `occurrence` counts the equal questions before it in its source: a file may hold one more than once, and each is
-    asked for samples of its own.
+    asked for samples of its own. `before` are the turns that went before it, `tools` the tools on offer (OpenAI's JSON
+    as text, or "").
     """
 
     id: str
@@ -32,6 +33,8 @@ class Question:
     route: Route = "labeling"
     tags: tuple[str, ...] = ()
     occurrence: int = 0
+    before: tuple[Message, ...] = ()
+    tools: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; `from_dict` reads it back."""
@@ -39,7 +42,7 @@ class Question:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Question:
-        return cls(**(row | {"tags": tuple(row.get("tags", ()))}))
+        return cls(**(row | {name: tuple(row.get(name, ())) for name in ("tags", "before")}))
 
 
 @dataclass(frozen=True)

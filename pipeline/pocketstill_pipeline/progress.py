@@ -48,17 +48,29 @@ class Shown:
         if self._progress is not None:
             self._task = self._progress.add_task(name, total=self._total, said="")
 
+    def finish(self, tally: Tally) -> None:
+        """The entry is done, with as many requests as it took."""
+        if self._progress is not None and self._task is not None:
+            self._total = tally.requests + tally.from_cache - self._before
+            self._progress.update(self._task, total=max(self._total, 1), completed=max(self._total, 1))
+            self._say(tally)
+
     def update(self, tally: Tally, reason: str | None) -> None:
         """A sample was made; `reason` speaks against it."""
         self._samples += 1
         self._usable += reason is None
         now = time.monotonic()
-        done = tally.requests + tally.from_cache - self._before
-        if self._progress is None or self._task is None or (now < self._next and done < self._total):
+        if self._progress is None or self._task is None or now < self._next:
             return
         self._next = now + _REFRESH_S
+        self._say(tally)
+
+    def _say(self, tally: Tally) -> None:
+        assert self._progress is not None and self._task is not None
+        now = time.monotonic()
+        done = tally.requests + tally.from_cache - self._before
         rate = (tally.requests - self._sent_before) / max(now - self._started, 1e-6)
-        said = f"{done:,}/{self._total:,} requests, {rate:.0f}/s, {self._usable / self._samples:.0%} usable"
+        said = f"{done:,}/{self._total:,} requests, {rate:.0f}/s, {self._usable / max(self._samples, 1):.0%} usable"
         said += f", {tally.failed} failed" if tally.failed else ""
         said += f", {tally.from_cache:,} from ledger" if tally.from_cache else ""
         said += f", cost {tally.price:.4f}" if tally.price else ""

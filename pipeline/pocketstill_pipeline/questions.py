@@ -6,15 +6,16 @@ import difflib
 import hashlib
 import random
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 
+from pocketstill import grading
 from pocketstill.errors import UserError
 from pocketstill.grading import Kind
 
 from . import problems
 from .example import Question, Route, Split
-from .jsonl import read_jsonl
 from .problems.base import normalise
+from .reading import BadRow, DataRow, read_data
 from .recipe import Recipe, Skill
 
 UNSEEN = "unseen_names"
@@ -23,21 +24,24 @@ _UNSEEN_SKILL = "last_letters"
 _DRAWS_PER_QUESTION = 400
 
 
-def build_questions(recipe: Recipe) -> list[Question]:
+def build_questions(recipe: Recipe, bad: list[BadRow] | None = None) -> list[Question]:
     """All questions of a recipe, skill by skill, training before held-out ones; the same for the same seed.
 
     A generated question is held out when `problems.held_out` says so of its text; a row of a file when its
     `split` says "test", or by the seed when the file has no splits. Added questions (`expand`) never equal a
     held-out one.
 
+    Rows of data files that cannot be used are added to `bad`.
+
     Raises:
         UserError: a file is missing or broken, a skill is unknown, or has too few different questions.
     """
+    bad = [] if bad is None else bad
     found: list[Question] = []
     for skill in recipe.skills:
         rng = random.Random(f"{recipe.seed}/{skill.name}")
         if skill.source != "none":
-            found += _generated(skill, rng) if skill.source == "embedded" else _from_file(skill, rng)
+            found += _generated(skill, rng) if skill.source == "embedded" else _from_data(skill, rng, bad)
         if skill.source == "embedded" and skill.name == _UNSEEN_SKILL and skill.heldout:
             found += _unseen_names(skill, rng)
     heldout = {normalise(question.text) for question in found if question.split == "heldout"}
@@ -101,26 +105,46 @@ def _unseen_names(skill: Skill, rng: random.Random) -> list[Question]:
     return list(drawn.values())
 
 
-def _from_file(skill: Skill, rng: random.Random) -> list[Question]:
-    path = Path(skill.source)
-    rows = read_jsonl(path, ("question", "gold"), ("split",))
-    named = sum("split" in row for row in rows)
+def _from_data(skill: Skill, rng: random.Random, bad: list[BadRow]) -> list[Question]:
+    data = read_data(skill.source, form=skill.form, columns=skill.columns, most_bad=skill.most_bad)
+    unusable = list(data.bad)
+    rows = []
+    for row in data.rows:
+        gold = _gold(skill, row)
+        if gold is None and skill.graded:
+            unusable.append(BadRow(row.where, f"holds no answer of the kind {skill.kind!r} to grade by"))
+        else:
+            rows.append((row, gold or ""))
+    bad += unusable
+    if not rows or len(unusable) > skill.most_bad:
+        shown = "; ".join(f"{row.where}: {row.why}" for row in unusable[:3])
+        raise UserError(f"skill {skill.name!r}: {len(unusable)} rows cannot be used: {shown}; mend or remove them")
+    named = sum(row.split is not None for row, _ in rows)
     if 0 < named < len(rows):
-        raise UserError(f"{path}: {len(rows) - named} of {len(rows)} rows have no 'split'; give it to all or to none")
-    for number, row in enumerate(rows, start=1):
-        if row.get("split", "train") not in ("train", "test"):
-            raise UserError(f"{path}, row {number}: split is {row['split']!r}; it must be 'train' or 'test'")
+        raise UserError(
+            f"{skill.source}: {len(rows) - named} of {len(rows)} rows have no 'split'; give it to all or to none"
+        )
+    sides: list[Split] = [row.split or "train" for row, _ in rows]
     if not named:
-        chosen = set(rng.sample(range(len(rows)), min(skill.heldout, len(rows) // 2)))
-        rows = [row | {"split": "test" if index in chosen else "train"} for index, row in enumerate(rows)]
+        for index in rng.sample(range(len(rows)), min(skill.heldout, len(rows) // 2)):
+            sides[index] = "heldout"
     counted: dict[str, int] = {}
     split: dict[Split, list[Question]] = {"train": [], "heldout": []}
-    for row in rows:
-        occurrence = counted.get(row["question"], 0)
-        counted[row["question"]] = occurrence + 1
-        side: Split = "heldout" if row["split"] == "test" else "train"
-        split[side].append(_question(skill.name, row["question"], row["gold"], skill.kind, side, occurrence=occurrence))
+    for (row, gold), side in zip(rows, sides, strict=True):
+        *before, last = row.messages
+        text = str(last["content"])
+        occurrence = counted.get(text, 0)
+        counted[text] = occurrence + 1
+        question = _question(skill.name, text, gold, skill.kind, side, occurrence=occurrence)
+        split[side].append(replace(question, before=tuple(before), tools=row.tools))
     return split["train"][: skill.questions] + split["heldout"]
+
+
+def _gold(skill: Skill, row: DataRow) -> str | None:
+    """The right answer of a row: as it stands, or the one that its completion comes to."""
+    if not skill.graded or row.gold is not None:
+        return row.gold
+    return None if row.completion is None else grading.extract(row.completion, skill.kind)
 
 
 def _expanded(skill: Skill, own: Iterable[Question], heldout: set[str], rng: random.Random) -> list[Question]:

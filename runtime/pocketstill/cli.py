@@ -70,6 +70,14 @@ def run(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, with its settings.")] = None,
+) -> None:
+    """List the methods that an [[elicit]] entry of a recipe may name."""
+    _print(_workshop("pocketstill_pipeline.elicit.listing").list_methods(name))
+
+
+@app.command()
 def quote(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
     """Say what a recipe will ask of its teacher: requests, tokens, money and time. Sends nothing."""
     _print(_workshop("pocketstill_pipeline.quote").quote_recipe(recipe, runs, data))
@@ -85,6 +93,22 @@ def collect(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataO
 def curate(recipe: RecipeArgument, runs: RunsOption = Path("runs"), data: DataOption = None) -> None:
     """Keep the right answers as examples, and the rejects with their reasons."""
     _stage("curate", recipe, runs, data)
+
+
+@app.command()
+def inspect(
+    target: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="A run's folder, or its recipe.")],
+    runs: RunsOption = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="The page; inspect.html in the run.", metavar="FILE")] = None,
+    show: Annotated[int, typer.Option(help="Questions to show with their samples.", min=0)] = 3,
+    reason: Annotated[str | None, typer.Option(help="Show samples dropped for this reason.", metavar="NAME")] = None,
+) -> None:
+    """Look at what the teacher said: what came in, what was dropped and why, samples side by side.
+
+    In the terminal and as a page; also while the collection is under way.
+    """
+    command = _workshop("pocketstill_pipeline.inspection").inspect_command
+    _print(command(target, runs, out=out, groups=show, reason=reason))
 
 
 @app.command()
@@ -276,12 +300,30 @@ def teacher_serve(
         list[Path] | None,
         typer.Option(help="Serve these recorded completions (JSONL) instead.", metavar="FILE"),
     ] = None,
+    student: Annotated[Path | None, typer.Option(help="Serve this bundle instead.", metavar="BUNDLE")] = None,
+    variant: Annotated[str | None, typer.Option(help="Which of the bundle's variants.")] = None,
+    model: Annotated[str, typer.Option(help="Name of the model that is served.")] = "embedded",
+    faults: Annotated[float, typer.Option(help="Share of the attempts that fail.", min=0.0, max=1.0)] = 0.0,
+    fault_kinds: Annotated[
+        list[str] | None,
+        typer.Option("--fault", help="Only these faults: rate_limit, server_error, hang, cut, malformed, truncated."),
+    ] = None,
+    hang_s: Annotated[float, typer.Option(help="How long a hang lasts, in s.", min=0.0)] = 30.0,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Beyond them it answers 429.", min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Beyond them it answers 429.", min=1)] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests at once, or 429.", min=1)] = None,
+    batch_latency_s: Annotated[float, typer.Option(help="Time that a batch takes, in s.", min=0.0)] = 0.0,
+    batch_window_s: Annotated[float, typer.Option(help="When a batch expires, in s.", min=0.0)] = 86_400.0,
 ) -> None:
-    """Serve /v1/models and /v1/chat/completions on loopback until interrupted."""
+    """Serve chat completions, files and batches on loopback until interrupted; GET /stats counts them."""
     server = _workshop("pocketstill_pipeline.teacher.server")
+    given = {"fault_kinds": tuple(fault_kinds)} if fault_kinds else {}
     config = server.TeacherConfig(
-        mistakes=mistakes, noise=noise, latency_ms=latency_ms, replay=tuple(str(path) for path in replay or ())
-    )
+        mistakes=mistakes, noise=noise, latency_ms=latency_ms, replay=tuple(str(path) for path in replay or ()),
+        student="" if student is None else str(student), variant=variant, model=model, faults=faults, hang_s=hang_s,
+        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+        max_concurrency=max_concurrency, batch_latency_s=batch_latency_s, batch_window_s=batch_window_s, **given,
+    )  # fmt: skip
     server.serve(config, host=host, port=port)
 
 

@@ -36,6 +36,12 @@ class Settings(Section):
     max_tokens: int | None = Field(None, ge=1)
 
     @property
+    def files(self) -> dict[str, str]:
+        """The files that it names, by field."""
+        named = {name: str(getattr(self, name)) for name in self.FILES}
+        return {name: path for name, path in named.items() if path and not path.startswith("hf:")}
+
+    @property
     def entry(self) -> str:
         """The name that later entries and the samples' file know it by."""
         return self.name or self.method

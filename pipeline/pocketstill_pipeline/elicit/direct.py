@@ -52,8 +52,12 @@ def read_reply(question: Question, sample: int, reply: Reply, *, graded: bool, m
     reason, detail = trouble(reply) or (None, "")
     rationale, answer = "", tidy(reply.text) or None
     if graded:
-        rationale, _ = grading.split_completion(reply.text)
+        rationale, said = grading.split_completion(reply.text)
         answer = grading.extract(reply.text, question.kind)
+        if said == reply.text.strip() and question.kind != "json":
+            # Without a word that marks the answer, it is what the reply ends with, not the first number in it.
+            rationale, _, said = said.rpartition("\n")
+            answer = grading.extract(said, question.kind)
     if reason is None and answer is None:
         reason, detail = "no_answer", reply.text.strip()[:200]
     return Elicited(

@@ -43,10 +43,11 @@ async def zero_shot_cot(settings: ZeroShot, context: Context) -> AsyncIterator[E
             "temperature": settings.temperature if question.split == "train" else 0.0,
             "max_tokens": settings.max_tokens,
         }
-        first = await context.teacher.ask(first_request(question.text, question.kind), **options)
+        first = await context.teacher.ask([*question.before, *first_request(question.text, question.kind)], **options)
         if first.error is not None or not reasons_first(question.kind):
             return read_sample(question, sample, (first,))
-        second = await context.teacher.ask(answer_request(question.text, question.kind, first.text.strip()), **options)
+        behind = answer_request(question.text, question.kind, first.text.strip())
+        second = await context.teacher.ask([*question.before, *behind], **options)
         return read_sample(question, sample, (first, second))
 
     async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
@@ -103,7 +104,7 @@ def read_sample(question: Question, sample: int, replies: tuple[Reply, ...]) -> 
 
 def question_messages(question: Question) -> Messages:
     """What the student will be asked."""
-    return [{"role": "user", "content": question.text}]
+    return [*question.before, {"role": "user", "content": question.text}]
 
 
 def tidy(rationale: str) -> str:
