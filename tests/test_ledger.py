@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import json
 import os
+import random
 import signal
+import sqlite3
+import string
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pocketstill.errors import UserError
-from pocketstill_pipeline.ledger import Ledger, Row, canonical, request_key
+from pocketstill_pipeline.compact import packed, slim, unpacked
+from pocketstill_pipeline.ledger import Ledger, Row, Spent, canonical, request_key
 
 RESPONSE = '{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}'
 
@@ -85,6 +93,152 @@ def test_attempts_add_up_over_failures(tmp_path: Path) -> None:
         asyncio.run(twice(ledger))
         row = ledger.get("k")
         assert row is not None and (row.state, row.attempts, row.error) == ("done", 7, None)
+
+
+def test_tokens_and_price_add_up_over_attempts(tmp_path: Path) -> None:
+    """A failed attempt that was paid for stays paid for when the next one is answered."""
+
+    async def thrice(ledger: Ledger) -> None:
+        await ledger.finish(Row("k", "failed", "{}", "{}", 10, 5, 0.5, error="no choices"))
+        await ledger.finish(Row("k", "failed", "{}", error="HTTP 500"))
+        ledger.begin("k", "{}")
+        await ledger.finish(done("k"))
+
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        asyncio.run(thrice(ledger))
+        row = ledger.get("k")
+        assert row is not None
+        assert (row.prompt_tokens, row.completion_tokens, row.price, row.attempts) == (20, 10, 0.75, 3)
+
+
+def test_spent_adds_up_rows_of_every_state(tmp_path: Path) -> None:
+    async def fill(ledger: Ledger) -> None:
+        await ledger.finish(done("a"))
+        await ledger.finish(Row("b", "failed", "{}", "{}", 10, 5, 0.5, error="no choices"))
+        await ledger.finish(Row("c", "failed", "{}", error="HTTP 500"))
+        await ledger.finish(Row("d", "done", "{}", RESPONSE, 7, 3))
+        await ledger.finish(Row("e", "done", '{"silent": 1}', RESPONSE))
+        ledger.begin("b", "{}")
+        ledger.begin("f", "{}")
+
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        asyncio.run(fill(ledger))
+    with Ledger(tmp_path / "l.sqlite", readonly=True) as ledger:
+        assert ledger.spent() == Spent(0.75, 27, 13, 7, 3, ('{"silent": 1}',))
+
+
+def test_first_format_is_read_and_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE requests (key TEXT PRIMARY KEY, state TEXT NOT NULL, request TEXT NOT NULL, response TEXT,"
+            " prompt_tokens INTEGER, completion_tokens INTEGER, price REAL, latency_s REAL,"
+            " attempts INTEGER NOT NULL DEFAULT 0, error TEXT, changed_at REAL NOT NULL); PRAGMA user_version = 1;"
+        )
+        values = ("k", "done", "{}", RESPONSE, 10, 5, 0.25, 0.1, 1, None, 0.0)
+        connection.execute(f"INSERT INTO requests VALUES ({', '.join('?' * 11)})", values)
+        connection.commit()
+    with Ledger(path, readonly=True) as ledger:
+        assert ledger.get("k") == done("k") and ledger.batches() == []
+    with Ledger(path) as ledger:
+        ledger.save_batch("b", "running", "{}")
+        asyncio.run(ledger.finish(done("l")))
+    with Ledger(path, readonly=True) as ledger:
+        assert ledger.get("k") == done("k") and ledger.batches() == [("b", "running", "{}")]
+
+
+def test_batches_are_kept_with_their_last_state(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.save_batch("b2", "running", '{"keys": []}')
+        ledger.save_batch("b1", "running", "{}")
+        ledger.save_batch("b2", "completed", '{"keys": ["k"]}')
+        assert ledger.batches() == [("b1", "running", "{}"), ("b2", "completed", '{"keys": ["k"]}')]
+
+
+@pytest.mark.parametrize("response", ["x" * 100_000, "€" * 5000, "no JSON " * 900, '"top_logprobs" ' * 900])
+def test_large_response_is_stored_compressed_and_read_as_it_was(tmp_path: Path, response: str) -> None:
+    body = json.dumps({"choices": [], "said": response})
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        asyncio.run(ledger.finish(done("k", body)))
+        row = ledger.get("k")
+        assert row is not None and json.loads(row.response or "") == json.loads(body)
+        (stored,) = ledger._reader.execute("SELECT response FROM requests").fetchone()
+        assert isinstance(stored, bytes) and len(stored) < len(body) / 10
+
+
+def test_damaged_response_is_a_user_error(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        asyncio.run(ledger.finish(done("k")))
+    with contextlib.closing(sqlite3.connect(tmp_path / "l.sqlite")) as connection:
+        connection.execute("UPDATE requests SET response = x'00ff'")
+        connection.commit()
+    with Ledger(tmp_path / "l.sqlite", readonly=True) as ledger, pytest.raises(UserError, match=r"row k: .*damaged"):
+        ledger.get("k")
+
+
+def with_logprobs(tokens: int, k: int) -> dict[str, Any]:
+    """An answer with the k likeliest tokens at every place, drawn from a vocabulary of 32,000 by Zipf's law."""
+    rng = random.Random(5)
+    letters = random.Random(6)
+    words = ["".join(letters.choices(string.ascii_lowercase, k=letters.randint(2, 8))) for _ in range(32_000)]
+    vocabulary = [word if index % 3 else f" {word}" for index, word in enumerate(words)]
+    shares = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(vocabulary))))
+    entries = []
+    for _ in range(tokens):
+        drawn = list(dict.fromkeys(rng.choices(vocabulary, cum_weights=shares, k=4 * k)))[:k]
+        values = sorted((-rng.expovariate(0.2) for _ in drawn), reverse=True)
+        top = [
+            {"token": token, "logprob": value, "bytes": list(token.encode())}
+            for token, value in zip(drawn, values, strict=True)
+        ]
+        entries.append(dict(top[0] if rng.random() < 0.9 else top[3]) | {"top_logprobs": top})
+    message = {"role": "assistant", "content": "".join(entry["token"] for entry in entries)}
+    return {"choices": [{"message": message, "logprobs": {"content": entries, "refusal": None}}]}
+
+
+def test_twenty_log_probabilities_a_token_cost_at_most_150_bytes(tmp_path: Path) -> None:
+    tokens = 200
+    body = with_logprobs(tokens, 20)
+    slim(body)
+
+    async def fill(ledger: Ledger) -> None:
+        for index in range(20):
+            await ledger.finish(done(f"k{index}", json.dumps(body)))
+
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        asyncio.run(fill(ledger))
+        row = ledger.get("k7")
+        assert row is not None and json.loads(row.response or "") == body
+    assert (tmp_path / "l.sqlite").stat().st_size / (20 * tokens) <= 150
+
+
+def test_slim_keeps_what_is_not_redundant() -> None:
+    """Bytes that are no text of their own, values to four decimals, and whatever else stands there."""
+    half = {"token": "\\xe2\\x82", "logprob": -0.123456, "bytes": [226, 130]}
+    body = {"choices": [{"logprobs": {"content": [half | {"top_logprobs": [{"token": "a", "logprob": -9999.0}]}]}}]}
+    assert slim(body)
+    kept = {"token": "\\xe2\\x82", "logprob": -0.1235, "bytes": [226, 130]}
+    assert body["choices"][0]["logprobs"]["content"] == [kept | {"top_logprobs": [{"token": "a", "logprob": -9999.0}]}]
+    assert not slim({"choices": [{"logprobs": None}]}) and not slim(None) and not slim({"choices": [3]})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"token": "a", "logprob": -1.5, "bytes": [255], "top_logprobs": []},
+        {"token": "a", "logprob": None, "top_logprobs": []},
+        {"token": "a", "logprob": -1.5, "top_logprobs": [{"token": "|~^`\t", "logprob": 0.0}] * 2},
+        {"token": "a", "logprob": -1.5, "top_logprobs": [{"token": "", "logprob": -0.12345678}]},
+        {"token": "a", "logprob": -1.5},
+        {"token": "a", "logprob": -1.5, "top_logprobs": []},
+    ],
+)
+def test_any_log_probabilities_come_back_as_they_were(odd: dict[str, Any]) -> None:
+    body = with_logprobs(20, 5)
+    body["choices"][0]["logprobs"]["content"].insert(7, odd)
+    slim(body)
+    stored = packed(json.dumps(body))
+    assert isinstance(stored, bytes) and json.loads(unpacked(stored) or "") == body
 
 
 def test_rows_that_come_together_share_commits(tmp_path: Path) -> None:
@@ -198,9 +352,6 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_newer_format_is_refused(tmp_path: Path) -> None:
-    import contextlib
-    import sqlite3
-
     with contextlib.closing(sqlite3.connect(tmp_path / "l.sqlite")) as connection:
         connection.execute("PRAGMA user_version = 99")
         connection.commit()

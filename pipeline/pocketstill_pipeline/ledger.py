@@ -1,7 +1,8 @@
 """The ledger: a row a request to the teacher. Journal, cache, resume point and receipt in one SQLite file.
 
 A row is keyed by the hash of all that determines the answer. Only rows in state `done` count as answered; one
-that was in flight at a crash stays `pending` and is asked again. Keys to an API never enter it.
+that was in flight at a crash stays `pending` and is asked again. Attempts, tokens and price of a row add up over all
+that was ever sent for it, whether answered or not. Keys to an API never enter it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,17 @@ from typing import Any
 
 from pocketstill.errors import UserError
 
-SCHEMA_VERSION = 1
+from .compact import packed, unpacked
+
+# 1 had every response as text and no batches; it is read as it is, and becomes 2 when it is written to.
+SCHEMA_VERSION = 2
+_READABLE = (0, 1, 2)
 # Long enough to gather what was answered meanwhile into one commit, short enough to lose nothing.
 _GATHER_S = 0.005
 # How often what is committed is also forced to the disk, against a power cut.
 _SYNC_S = 1.0
+# A statement takes up to so many rows: for each one the writer has to get the interpreter back from the event loop.
+_MOST_ROWS = 64
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT PRIMARY KEY,
@@ -41,26 +49,41 @@ CREATE TABLE IF NOT EXISTS requests (
   error TEXT,
   changed_at REAL NOT NULL
 )"""
+_BATCHES = """
+CREATE TABLE IF NOT EXISTS batches (
+  id TEXT PRIMARY KEY, state TEXT NOT NULL, payload TEXT NOT NULL, changed_at REAL NOT NULL
+)"""
 # An answer is never overwritten by a later failure, nor by a second crash's pending row.
 _BEGIN = """
-INSERT INTO requests (key, state, request, changed_at) VALUES (?, 'pending', ?, ?)
+INSERT INTO requests (key, state, request, changed_at) VALUES {rows}
 ON CONFLICT (key) DO UPDATE SET state = 'pending', error = NULL, changed_at = excluded.changed_at
 WHERE state <> 'done'"""
 _FINISH = """
 INSERT INTO requests (key, state, request, response, prompt_tokens, completion_tokens, price, latency_s,
                       attempts, error, changed_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES {rows}
 ON CONFLICT (key) DO UPDATE SET state = excluded.state, response = excluded.response,
-  prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
-  price = excluded.price, latency_s = excluded.latency_s, attempts = requests.attempts + excluded.attempts,
+  prompt_tokens = coalesce(requests.prompt_tokens + excluded.prompt_tokens, excluded.prompt_tokens,
+                           requests.prompt_tokens),
+  completion_tokens = coalesce(requests.completion_tokens + excluded.completion_tokens, excluded.completion_tokens,
+                               requests.completion_tokens),
+  price = coalesce(requests.price + excluded.price, excluded.price, requests.price),
+  latency_s = excluded.latency_s, attempts = requests.attempts + excluded.attempts,
   error = excluded.error, changed_at = excluded.changed_at
 WHERE state <> 'done'"""
+_BATCH = """
+INSERT INTO batches (id, state, payload, changed_at) VALUES {rows}
+ON CONFLICT (id) DO UPDATE SET state = excluded.state, payload = excluded.payload, changed_at = excluded.changed_at"""
 _COLUMNS = "key, state, request, response, prompt_tokens, completion_tokens, price, latency_s, attempts, error"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request. `request` is its canonical JSON, `response` the body as it was received."""
+    """One request. `request` is its canonical JSON, `response` the body as it was received.
+
+    Given to `finish`, tokens, price and attempts are those of this answer; read from a ledger, the sums over all that
+    was sent for the request.
+    """
 
     key: str
     state: str
@@ -72,6 +95,22 @@ class Row:
     latency_s: float | None = None
     attempts: int = 1
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a ledger's rows cost in all: money as it was recorded, and tokens as the teacher reported them.
+
+    `unpriced_prompt` and `unpriced_completion` are the tokens of rows that were recorded without prices; `unreported`
+    are the requests of answers whose teacher reported no tokens.
+    """
+
+    money: float
+    prompt_tokens: int
+    completion_tokens: int
+    unpriced_prompt: int
+    unpriced_completion: int
+    unreported: tuple[str, ...]
 
 
 def canonical(request: dict[str, Any]) -> str:
@@ -113,8 +152,9 @@ class Ledger:
             self._writer.execute("PRAGMA journal_mode = WAL")
             # A commit outlives this process without waiting for the disk; `_sync` bounds what a power cut takes.
             self._writer.execute("PRAGMA synchronous = NORMAL")
-            self._writer.execute(_SCHEMA)
             self._check_version(self._writer)
+            self._writer.execute(_SCHEMA)
+            self._writer.execute(_BATCHES)
             self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._reader = sqlite3.connect(path, isolation_level=None, timeout=10)
         except (sqlite3.Error, OSError) as error:
@@ -125,7 +165,7 @@ class Ledger:
 
     def _check_version(self, connection: sqlite3.Connection) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if version not in _READABLE:
             raise UserError(
                 f"ledger {self.path} has format {version}, this version reads {SCHEMA_VERSION}; "
                 "use the version of pocketstill that made it, or another run folder"
@@ -143,19 +183,55 @@ class Ledger:
             found = self._reader.execute(f"SELECT {_COLUMNS} FROM requests WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise _mendable(self.path, error) from error
-        return Row(*found) if found else None
+        return _row(self.path, found) if found else None
 
     def rows(self) -> Iterator[Row]:
         """All rows, in the order of their keys."""
         try:
             for found in self._reader.execute(f"SELECT {_COLUMNS} FROM requests ORDER BY key"):
-                yield Row(*found)
+                yield _row(self.path, found)
         except sqlite3.Error as error:
             raise _mendable(self.path, error) from error
 
+    def spent(self) -> Spent:
+        """What all rows together cost, answered or not."""
+        unpriced = "price IS NULL AND prompt_tokens IS NOT NULL"
+        query = (
+            "SELECT total(price), total(prompt_tokens), total(completion_tokens), "
+            f"total(prompt_tokens) FILTER (WHERE {unpriced}), total(completion_tokens) FILTER (WHERE {unpriced}) "
+            "FROM requests"
+        )
+        silent = "SELECT request FROM requests WHERE state = 'done' AND prompt_tokens IS NULL AND price IS NULL"
+        try:
+            found = self._reader.execute(query).fetchone()
+            unreported = tuple(request for (request,) in self._reader.execute(silent))
+        except sqlite3.Error as error:
+            raise _mendable(self.path, error) from error
+        prompt, completion, unpriced_prompt, unpriced_completion = (int(count) for count in found[1:])
+        return Spent(found[0], prompt, completion, unpriced_prompt, unpriced_completion, unreported)
+
+    def batches(self) -> list[tuple[str, str, str]]:
+        """Every batch that was saved, as (id, state, payload), in the order of their ids."""
+        try:
+            if not self._reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
+                return []
+            return list(self._reader.execute("SELECT id, state, payload FROM batches ORDER BY id"))
+        except sqlite3.Error as error:
+            raise _mendable(self.path, error) from error
+
+    def save_batch(self, batch_id: str, state: str, payload: str) -> None:
+        """Record a batch of requests, or its new state, and return when that is committed.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        saved: Future[None] = Future()
+        self._put(_Write(_BATCH, (batch_id, state, payload, time.time()), saved))
+        saved.result()
+
     def begin(self, key: str, request: str) -> None:
         """Note that a request goes out now; does not wait for the disk."""
-        self._put(_Write(_BEGIN, (key, request, time.time())))
+        self._put(_Write(_BEGIN, (key, "pending", request, time.time())))
 
     async def finish(self, row: Row) -> None:
         """Record an answer (`done`) or a failure (`failed`), and return when it is committed.
@@ -224,8 +300,13 @@ class Ledger:
     def _commit(self, writes: list[_Write]) -> UserError | None:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
-            for write in writes:
-                self._writer.execute(write.statement, write.values)
+            for statement in (_BEGIN, _FINISH, _BATCH):
+                rows = [write.values for write in writes if write.statement is statement]
+                while rows:
+                    # Powers of two: few different statements to prepare.
+                    size = min(_MOST_ROWS, 1 << (len(rows).bit_length() - 1))
+                    some, rows = rows[:size], rows[size:]
+                    self._writer.execute(*_with_rows(statement, some))
             self._writer.execute("COMMIT")
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):
@@ -238,11 +319,31 @@ class Ledger:
 class _Write:
     statement: str
     values: tuple[Any, ...]
-    committed: asyncio.Future[None] | None = None
+    committed: asyncio.Future[None] | Future[None] | None = None
+
+
+def _with_rows(statement: str, rows: list[tuple[Any, ...]]) -> tuple[str, list[Any]]:
+    """A statement for so many rows at once, and its values; responses as they are stored."""
+    if statement is _FINISH:
+        rows = [(*row[:3], None if row[3] is None else packed(row[3]), *row[4:]) for row in rows]
+    one = f"({', '.join('?' * len(rows[0]))})"
+    return statement.format(rows=", ".join([one] * len(rows))), [value for row in rows for value in row]
+
+
+def _row(path: Path, found: tuple[Any, ...]) -> Row:
+    try:
+        return Row(*(*found[:3], unpacked(found[3]), *found[4:]))
+    except ValueError as error:
+        raise UserError(f"ledger {path}: row {found[0]}: {error}; restore a copy, or delete that row") from None
 
 
 def _settle(writes: list[_Write], error: UserError | None) -> None:
-    futures = [write.committed for write in writes if write.committed is not None]
+    futures: list[asyncio.Future[None]] = []
+    for write in writes:
+        if isinstance(write.committed, asyncio.Future):
+            futures.append(write.committed)
+        elif write.committed is not None:
+            write.committed.set_result(None) if error is None else write.committed.set_exception(error)
 
     def tell() -> None:
         for future in futures:

@@ -4,40 +4,72 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
-from aiolimiter import AsyncLimiter
 
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Ask, Reply
+from pocketstill_pipeline.compact import slim
 from pocketstill_pipeline.ledger import Ledger, Row
 from pocketstill_pipeline.recipe import Teacher
 
-from .protocol import NOT_RECORDED, SAMPLE_HEADER
+from .failures import ERRORS, Failure, backoff_s, cause, failure_of, reason
+from .line import Line, body_of, connect, line_of
+from .pacing import Outcome, Pace, TokenGuess
+from .protocol import NOT_RECORDED, SAMPLE_HEADER, count_tokens
+from .replies import reply_of, stored_reply, unusable, usage_of
+from .spending import Spending, prices_of, worst_of
+
+__all__ = ["Tally", "TeacherClient", "body_of", "connect", "connected"]
 
 # So many requests in a row without one answer mean that the teacher is at fault, not the requests.
 _MOST_FAILURES_IN_A_ROW = 25
 _MOST_UNREACHED_IN_A_ROW = 3
-_CONNECT_TIMEOUT_S = 20.0
+_PROBE_TIMEOUT_S = 10.0
+# A server that asks for more than this is not waited for: somebody has to know of it.
+_MOST_RETRY_AFTER_S = 600.0
+# How long requests on their way may take to come in when a run ends early: they are paid for.
+_GRACE_S = 10.0
 
 
 @dataclass
 class Tally:
-    """What a run has sent so far. Tokens are those that the teacher reported; `price` is in its money."""
+    """What a run has sent so far, and what it is doing.
+
+    `requests` have come to their end, `failed` of them without an answer; `retried` counts further attempts at them,
+    `rate_limited` the answers with HTTP 429. Tokens are those that the teacher reported; `price` is in its money.
+    `in_flight` requests are on their way, of the `limit` that the pace allows now; `waiting` are held back by it.
+    """
 
     requests: int = 0
     failed: int = 0
+    retried: int = 0
+    rate_limited: int = 0
     from_cache: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     price: float = 0.0
+    in_flight: int = 0
+    limit: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt's result: a usable `body`, or the `failure`; tokens as they were reported."""
+
+    latency_s: float
+    text: str | None = None
+    body: Any = None
+    failure: Failure | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass
@@ -47,121 +79,208 @@ class TeacherClient:
     teacher: Teacher
     base_url: str
     ledger: Ledger
-    api: openai.AsyncOpenAI
+    line: Line
+    pace: Pace
+    spending: Spending | None = None
     tally: Tally = field(default_factory=Tally)
-    _limiter: AsyncLimiter | None = None
+    _guess: TokenGuess | None = None
     _probed: asyncio.Task[None] | None = None
-    _in_flight: dict[str, asyncio.Future[Reply]] = field(default_factory=dict)
+    _asked: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
+    _flying: set[str] = field(default_factory=set)
+    _closing: bool = False
+    _refusals: int = 0
     _failures_in_a_row: int = 0
     _unreached_in_a_row: int = 0
 
     async def ask(self, ask: Ask) -> Reply:
         """Answer from the ledger if it can, else from the teacher; a request that fails alone is a Reply too.
 
+        Who stops waiting for it does not stop the request: it may be paid for already.
+
         Raises:
-            UserError: the teacher cannot be reached, refuses the key or does not know the model; or the
-                ledger cannot be written.
+            UserError: the teacher cannot be reached, refuses the key or does not know the model; the budget is
+                spent; or the ledger cannot be written.
         """
-        known = stored_reply(self.ledger.get(ask.key))
-        if known is not None and known.error is None:
-            self.tally.from_cache += 1
-            return known
-        twin = self._in_flight.get(ask.key)
-        if twin is not None:
-            return await asyncio.shield(twin)
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._in_flight[ask.key] = future
-        try:
-            reply = await self._send(ask)
-            future.set_result(reply)
-            return reply
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            del self._in_flight[ask.key]
+        if ask.key not in self._asked:
+            known = stored_reply(self.ledger.get(ask.key))
+            if known is not None and known.error is None:
+                self.tally.from_cache += 1
+                return known
+            task: asyncio.Task[Reply] = asyncio.create_task(self._send(ask))
+            task.add_done_callback(partial(self._ended, ask.key))
+            self._asked[ask.key] = task
+        return await asyncio.shield(self._asked[ask.key])
+
+    def check_reached(self) -> None:
+        """Raise the UserError of a dead teacher if the last requests of a run did not reach it."""
+        if self._unreached_in_a_row:
+            raise UserError(
+                f"teacher {self.base_url}: the last requests did not reach it; check it and run again, "
+                "what was answered is kept"
+            )
+
+    async def close(self) -> None:
+        """Take in what is on its way, for some seconds, and drop what is not."""
+        self._closing = True
+        for key, task in self._asked.items():
+            if key not in self._flying:
+                task.cancel()
+        left = [*self._asked.values(), *([self._probed] if self._probed else [])]
+        if left:
+            _, late = await asyncio.wait(left, timeout=_GRACE_S if self._flying else 0)
+            for one in late:
+                one.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+        self.pace.close()
+
+    def _ended(self, key: str, task: asyncio.Task[Reply]) -> None:
+        del self._asked[key]
+        # Looked at, so that the loop does not complain of an exception that nobody waited for.
+        if not task.cancelled():
+            task.exception()
 
     async def _send(self, ask: Ask) -> Reply:
+        """All attempts at a request. What an attempt cost is recorded with it, whether it was of use or not."""
         if self._probed is None:
             self._probed = asyncio.ensure_future(self._probe())
-        await self._probed
-        if self._limiter is not None:
-            await self._limiter.acquire()
-        self.ledger.begin(ask.key, ask.json)
+        if not self._probed.done():
+            await asyncio.shield(self._probed)
+        self._probed.result()
+        worst = worst_of(ask) if self.spending else None
+        number = unrecorded = 0
+        while True:
+            number += 1
+            if self.spending and worst:
+                await self.spending.reserve(worst)
+            used: tuple[int | None, int | None] = (0, 0)
+            try:
+                attempt = await self._attempt(ask, again=number > 1)
+                unrecorded += 1
+                failure = attempt.failure
+                if failure is None or attempt.prompt_tokens is not None:
+                    used = (attempt.prompt_tokens, attempt.completion_tokens)
+                last = failure is None or not failure.again or number > self.teacher.retries or self._closing
+                if last or attempt.prompt_tokens is not None:
+                    await self._record(ask, attempt, unrecorded)
+                    unrecorded = 0
+            finally:
+                if self.spending and worst:
+                    self.spending.settle(worst, *used)
+            if failure is None:
+                self.tally.requests += 1
+                self._failures_in_a_row = 0
+                return reply_of(ask.key, attempt.body)
+            if last:
+                self._note(failure)
+                return Reply(ask.key, error=failure.said)
+            self.tally.retried += 1
+            await asyncio.sleep(backoff_s(number, failure.wait_s))
+
+    async def _attempt(self, ask: Ask, *, again: bool) -> _Attempt:
+        """Send a request once, when its turn comes.
+
+        Raises:
+            UserError: no other request has a chance either.
+        """
+        counted = sum(count_tokens(str(m.get("content") or "")) for m in ask.messages) if self._guess else 0
+        expected = self._guess.of(counted, ask.max_tokens) if self._guess else 0.0
+        entered = await self.pace.enter(expected, again=again)
+        self._flying.add(ask.key)
+        self._show()
+        outcome: Outcome = "failed"
+        used = failure = None
         started = time.perf_counter()
         try:
-            raw = await self.api.chat.completions.with_raw_response.create(
-                model=ask.model,
-                messages=[],
-                extra_headers={SAMPLE_HEADER: str(ask.sample)},
-                # Given as `messages=`, they would be walked through again, at a third of the client's time.
-                extra_body=_body(self.base_url, ask),
-            )
-        except openai.APIError as error:
-            return await self._failed(ask, error, time.perf_counter() - started)
-        row = self._row(ask, raw.text, time.perf_counter() - started, raw.retries_taken + 1)
-        await self.ledger.finish(row)
-        self._count(row)
-        reply = stored_reply(row)
-        assert reply is not None
-        return Reply(reply.key, reply.text, reply.finish_reason, reply.error)
+            if not again:
+                self.ledger.begin(ask.key, ask.json)
+            body = json.dumps(body_of(self.base_url, ask), ensure_ascii=False).encode()
+            content = await self.line.post(body, {SAMPLE_HEADER: str(ask.sample)})
+            attempt = self._read(content, time.perf_counter() - started)
+            outcome = "answered"
+            if attempt.prompt_tokens is not None:
+                used = attempt.prompt_tokens + (attempt.completion_tokens or 0)
+                if self._guess:
+                    self._guess.learn(counted, attempt.prompt_tokens, attempt.completion_tokens or 0)
+            self._unreached_in_a_row = self._refusals = 0
+            return attempt
+        except ERRORS as error:
+            failure = self._judge(error)
+            outcome = failure.outcome
+            return _Attempt(time.perf_counter() - started, failure=failure)
+        finally:
+            self._flying.discard(ask.key)
+            lowered = self.pace.leave(entered, outcome, expected, used)
+            if lowered and failure is not None and failure.wait_s is None:
+                # It does not say for how long: then for longer each time, until it answers again.
+                self._refusals += 1
+                self.pace.pause(backoff_s(self._refusals, None))
+            self._show()
 
-    def _row(self, ask: Ask, text: str, latency_s: float, attempts: int) -> Row:
+    def _read(self, content: bytes, latency_s: float) -> _Attempt:
+        text = content.decode(errors="replace")
         try:
             body = json.loads(text)
-            error = _unusable(body)
+            error = unusable(body)
         except (ValueError, RecursionError):
-            body, error = {}, "the teacher's answer is not JSON"
-        usage = body.get("usage") if isinstance(body, dict) else None
-        tokens_in, tokens_out = (_tokens(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-        return Row(
-            ask.key, "failed" if error else "done", ask.json, text, tokens_in, tokens_out,
-            price_of(self.teacher, tokens_in, tokens_out), latency_s, attempts, error,
-        )  # fmt: skip
+            body, error = None, "the teacher's answer is not JSON"
+        if error is None and slim(body):
+            text = json.dumps(body, ensure_ascii=False)
+        return _Attempt(latency_s, text, body, Failure(self._scrub(error)) if error else None, *usage_of(body))
 
-    def _count(self, row: Row) -> None:
-        self.tally.requests += 1
-        self.tally.prompt_tokens += row.prompt_tokens or 0
-        self.tally.completion_tokens += row.completion_tokens or 0
-        self.tally.price += row.price or 0.0
-        if row.error is None:
-            self._failures_in_a_row = self._unreached_in_a_row = 0
-        else:
-            self._note_failure(row.error)
-
-    async def _failed(self, ask: Ask, error: openai.APIError, latency_s: float) -> Reply:
-        fatal = self._fatal(error)
-        if fatal is not None:
+    def _judge(self, error: Exception) -> Failure:
+        if (fatal := self._fatal(error)) is not None:
             raise fatal from error
-        said = self._scrub(_reason(error))
-        unreached = isinstance(error, openai.APIConnectionError) and not _timed_out(error)
-        status = getattr(error, "status_code", None)
-        retried = status is None or status in (408, 409, 429) or status >= 500
-        attempts = self.teacher.retries + 1 if retried else 1
-        row = Row(ask.key, "failed", ask.json, None, latency_s=latency_s, attempts=attempts, error=said)
+        failure = failure_of(error)
+        self.tally.rate_limited += getattr(error, "status_code", None) == 429
+        if not failure.unreached:
+            self._unreached_in_a_row = 0
+        if failure.wait_s is not None:
+            if failure.wait_s > _MOST_RETRY_AFTER_S:
+                raise UserError(
+                    f"teacher {self.base_url}: asks to come again in {failure.wait_s / 60:.0f} minutes "
+                    f"({self._scrub(failure.said)}); run again then, what was answered is kept"
+                ) from error
+            self.pace.pause(failure.wait_s)
+        return replace(failure, said=self._scrub(failure.said))
+
+    async def _record(self, ask: Ask, attempt: _Attempt, attempts: int) -> None:
+        prices, (prompt, completion) = prices_of(self.teacher), (attempt.prompt_tokens, attempt.completion_tokens)
+        price = None if prices is None or prompt is None else prices.of(prompt, completion or 0)
+        failure = attempt.failure
+        row = Row(
+            ask.key, "failed" if failure else "done", ask.json, attempt.text, prompt, completion, price,
+            attempt.latency_s, attempts, failure.said if failure else None,
+        )  # fmt: skip
         await self.ledger.finish(row)
+        self.tally.prompt_tokens += prompt or 0
+        self.tally.completion_tokens += completion or 0
+        self.tally.price += price or 0.0
+
+    def _note(self, failure: Failure) -> None:
+        """Count a request that stays failed.
+
+        Raises:
+            UserError: so many did in a row that the teacher must be at fault.
+        """
         self.tally.requests += 1
-        if unreached:
+        self.tally.failed += 1
+        if failure.unreached:
             self._unreached_in_a_row += 1
             if self._unreached_in_a_row >= min(_MOST_UNREACHED_IN_A_ROW, self.teacher.concurrency):
-                raise self._unreachable(error) from error
-        if getattr(error, "code", None) == NOT_RECORDED:
-            self.tally.failed += 1
-        else:
-            self._note_failure(said)
-        return Reply(ask.key, error=said)
-
-    def _note_failure(self, said: str) -> None:
-        self.tally.failed += 1
+                raise self._unreachable(failure.said)
+        if failure.alone:
+            return
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MOST_FAILURES_IN_A_ROW:
             raise UserError(
                 f"teacher {self.base_url}: {self._failures_in_a_row} requests in a row failed, "
-                f"the last one with: {said}; mend that and run again, what was answered is kept"
+                f"the last one with: {failure.said}; mend that and run again, what was answered is kept"
             )
 
-    def _fatal(self, error: openai.APIError) -> UserError | None:
-        status, code = getattr(error, "status_code", None), getattr(error, "code", None)
+    def _fatal(self, error: Exception) -> UserError | None:
+        if not isinstance(error, openai.APIStatusError):
+            return None
+        status, code = error.status_code, error.code
         where = f"teacher {self.base_url}"
         if status == 401:
             return UserError(
@@ -169,7 +288,7 @@ class TeacherClient:
                 f"put a valid one into the environment variable {self.teacher.api_key_env}"
             )
         if status == 404 and code != NOT_RECORDED:
-            said = self._scrub(_reason(error))
+            said = self._scrub(reason(error))
             return UserError(f"{where}: {said}; check teacher.base_url (it ends in /v1 mostly) and teacher.model")
         if status in (402, 429) and (status == 402 or code == "insufficient_quota"):
             return UserError(
@@ -180,145 +299,45 @@ class TeacherClient:
     async def _probe(self) -> None:
         """Find out at once, not after every retry, that nobody listens there or that the key is refused."""
         try:
-            await self.api.with_options(max_retries=0).models.with_raw_response.list()
-        except openai.APIConnectionError as error:
-            if not _timed_out(error):
-                raise self._unreachable(error) from error
-        except openai.APIError as error:
+            timeout = min(self.teacher.timeout_s, _PROBE_TIMEOUT_S)
+            await self.line.api.with_options(timeout=timeout).models.with_raw_response.list()
+        except ERRORS as error:
+            if failure_of(error).unreached:
+                raise self._unreachable(self._scrub(cause(error))) from error
             # Many servers have no list of models; only a refused key says something about what follows.
-            if getattr(error, "status_code", None) == 401:
-                fatal = self._fatal(error)
-                if fatal is not None:
-                    raise fatal from error
+            if isinstance(error, openai.AuthenticationError) and (fatal := self._fatal(error)) is not None:
+                raise fatal from error
 
-    def _unreachable(self, error: openai.APIError) -> UserError:
+    def _unreachable(self, said: str) -> UserError:
         return UserError(
-            f"teacher {self.base_url}: nobody answers there ({self._scrub(_cause(error))}); start it, or set "
+            f"teacher {self.base_url}: nobody answers there ({said}); start it, or set "
             "teacher.base_url in the recipe; what was answered so far is kept"
         )
 
     def _scrub(self, text: str) -> str:
-        key = self.api.api_key
+        key = self.line.api.api_key
         return text.replace(key, "***") if len(key) > 6 else text
 
-    def check_reached(self) -> None:
-        """Raise the UserError of a dead teacher if the last requests of a run did not reach it."""
-        if self._unreached_in_a_row:
-            raise UserError(
-                f"teacher {self.base_url}: the last requests did not reach it; check it and run again, "
-                "what was answered is kept"
-            )
+    def _show(self) -> None:
+        tally, pace = self.tally, self.pace
+        tally.in_flight, tally.limit, tally.waiting = pace.flying, pace.limit, pace.waiting
 
 
 @asynccontextmanager
-async def connected(teacher: Teacher, base_url: str, ledger: Ledger) -> AsyncIterator[TeacherClient]:
-    """A client of the teacher at `base_url`, over the fastest transport that is installed.
+async def connected(
+    teacher: Teacher, base_url: str, ledger: Ledger, spending: Spending | None = None
+) -> AsyncIterator[TeacherClient]:
+    """A client of the teacher at `base_url`; `spending` is what it may cost.
 
     Raises:
         UserError: the URL is none, or holds a password.
     """
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(
-            f'teacher.base_url {base_url!r} is no URL; use "embedded", "replay", or one like http://127.0.0.1:8000/v1'
-        )
-    if parts.username or parts.password:
-        # Not repeated here: what stands there is a secret, and would get into the ledger and the manifest.
-        raise UserError(f"teacher.base_url holds a password; put the key into the variable {teacher.api_key_env}")
-    # A proxy of the environment has no business between this process and a server on the same machine.
-    local = parts.hostname in ("127.0.0.1", "::1", "localhost")
-    timeout = openai.Timeout(teacher.timeout_s, connect=min(teacher.timeout_s, _CONNECT_TIMEOUT_S))
-    settings: dict[str, Any] = {"trust_env": not local, "timeout": timeout}
-    try:
-        transport: Any = openai.DefaultAioHttpClient(**settings)
-    except RuntimeError:
-        transport = openai.DefaultAsyncHttpxClient(**settings)
-    api = openai.AsyncOpenAI(
-        base_url=base_url,
-        api_key=os.environ.get(teacher.api_key_env) or "none",
-        max_retries=teacher.retries,
-        timeout=timeout,
-        http_client=transport,
-    )
-    limiter = None
-    if teacher.requests_per_minute is not None:
-        # Spread evenly: a bucket of a whole minute's requests lets twice as many through at first.
-        limiter = AsyncLimiter(1, 60 / teacher.requests_per_minute)
-    async with api:
-        client = TeacherClient(teacher, base_url, ledger, api, _limiter=limiter)
+    line = line_of(teacher, base_url)
+    async with line.api:
+        pace = Pace(teacher.concurrency, teacher.requests_per_minute, teacher.tokens_per_minute)
+        guess = TokenGuess() if teacher.tokens_per_minute else None
+        client = TeacherClient(teacher, base_url, ledger, line, pace, spending, _guess=guess)
         try:
             yield client
         finally:
-            if client._probed is not None and not client._probed.done():
-                client._probed.cancel()
-                with suppress(asyncio.CancelledError, UserError):
-                    await client._probed
-
-
-def stored_reply(row: Row | None) -> Reply | None:
-    """The reply that a ledger row holds; None if it was never answered, nor failed."""
-    if row is None or row.state == "pending":
-        return None
-    if row.state == "failed" or row.response is None:
-        return Reply(row.key, error=row.error or "failed", cached=True)
-    choice = json.loads(row.response)["choices"][0]
-    return Reply(row.key, choice["message"]["content"], choice.get("finish_reason") or "stop", cached=True)
-
-
-def price_of(teacher: Teacher, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    """What a request cost in the recipe's money; None without prices in the recipe or usage in the answer."""
-    if (teacher.price_in is None and teacher.price_out is None) or prompt_tokens is None:
-        return None
-    return (prompt_tokens * (teacher.price_in or 0) + (completion_tokens or 0) * (teacher.price_out or 0)) / 1e6
-
-
-def _body(base_url: str, ask: Ask) -> dict[str, Any]:
-    # OpenAI's newer models refuse the name of the limit that everybody else's servers know.
-    hosted = (urlsplit(base_url).hostname or "").endswith("openai.com")
-    limit = "max_completion_tokens" if hosted else "max_tokens"
-    return {"messages": ask.messages, "temperature": ask.temperature, "seed": ask.seed, limit: ask.max_tokens}
-
-
-def _unusable(body: Any) -> str | None:
-    try:
-        choice = body["choices"][0]
-        content, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return "the teacher's answer has no choices"
-    if reason == "content_filter":
-        return "stopped by the teacher's content filter"
-    return None if isinstance(content, str) else "the teacher's answer has no text"
-
-
-def _tokens(usage: Any, name: str) -> int | None:
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) else None
-
-
-def _reason(error: openai.APIError) -> str:
-    if isinstance(error, openai.APIStatusError):
-        body = error.body
-        said = body.get("message") if isinstance(body, dict) else None
-        return f"HTTP {error.status_code}: {' '.join(str(said or error.message).split())[:300]}"
-    if _timed_out(error):
-        return "no answer in time"
-    return f"connection: {_cause(error)}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _cause(error: BaseException) -> str:
-    *_, last = _chain(error)
-    return " ".join(str(last).split())[:200] or type(last).__name__
-
-
-def _timed_out(error: BaseException) -> bool:
-    """Whether a request was sent and no answer came; what never reached the teacher is no time-out.
-
-    The class of the openai error does not tell: over aiohttp a refused connection too is an APITimeoutError.
-    """
-    return any(type(link).__name__ in ("SocketTimeoutError", "ReadTimeout") for link in _chain(error))
+            await client.close()

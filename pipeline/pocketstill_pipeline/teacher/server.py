@@ -2,127 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
+from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from pocketstill.errors import UserError
 
-from . import TeacherConfig, embedded
-from .protocol import (
-    SAMPLE_HEADER,
-    ChatRequest,
-    Choice,
-    ProtocolError,
-    completion_json,
-    count_tokens,
-    cut,
-    parse_chat,
-    stream_events,
-)
-from .replay import load_recordings, replay
+from . import TeacherConfig
+from .app import make_app
 
-_MOST_BODY_BYTES = 1 << 20
+__all__ = ["TeacherConfig", "make_app", "running_teacher", "serve"]
+
 _START_TIMEOUT_S = 60.0
-Answer = Callable[[ChatRequest, int], Choice]
-
-
-def _answerer(config: TeacherConfig) -> Answer:
-    by_rule = partial(embedded.answer, config)
-    if not config.replay:
-        return lambda request, index: cut(by_rule(request, index), request)
-    recordings = load_recordings(config.replay)
-
-    def recorded(request: ChatRequest, index: int) -> Choice:
-        otherwise = partial(by_rule, request, index) if config.fall_through else None
-        text = replay(recordings, request, index, otherwise)
-        return Choice(text, "stop", count_tokens(text))
-
-    return recorded
-
-
-def make_app(config: TeacherConfig) -> Starlette:
-    """The ASGI application. `GET /stats` counts the chat requests answered since it started.
-
-    Raises:
-        UserError: a replay file is missing or broken.
-    """
-    answer = _answerer(config)
-    served = {"requests": 0}
-    started = int(time.time())
-
-    async def models(_: Request) -> Response:
-        model = {"id": config.model, "object": "model", "created": started, "owned_by": "pocketstill"}
-        return JSONResponse({"object": "list", "data": [model]})
-
-    async def stats(_: Request) -> Response:
-        return JSONResponse(served)
-
-    async def chat(http: Request) -> Response:
-        body = await _bounded_body(http)
-        request = parse_chat(body, http.headers.get(SAMPLE_HEADER))
-        if request.model != config.model:
-            said = f"The model {request.model!r} does not exist here; {config.model!r} is served."
-            raise ProtocolError(404, said, code="model_not_found", param="model")
-        if config.latency_ms:
-            await asyncio.sleep(config.latency_ms / 1000)
-        choices = [answer(request, index) for index in range(request.n)]
-        identity = "chatcmpl-" + hashlib.blake2b(body, digest_size=12).hexdigest()
-        served["requests"] += 1
-        created = int(time.time())
-        if request.stream:
-            events = stream_events(request, choices, identity, created)
-            return StreamingResponse(_each(events), media_type="text/event-stream")
-        return JSONResponse(completion_json(request, choices, identity, created))
-
-    routes = [
-        Route("/v1/models", models),
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/stats", stats),
-    ]
-    return Starlette(routes=routes, exception_handlers={ProtocolError: _refused, HTTPException: _no_route})
-
-
-async def _bounded_body(http: Request) -> bytes:
-    body = b""
-    async for part in http.stream():
-        body += part
-        if len(body) > _MOST_BODY_BYTES:
-            raise ProtocolError(413, f"The request body is larger than {_MOST_BODY_BYTES} bytes.")
-    return body
-
-
-async def _each(events: Iterator[bytes]) -> AsyncIterator[bytes]:
-    for event in events:
-        yield event
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ProtocolError)
-    return JSONResponse(error.body, status_code=error.status)
-
-
-async def _no_route(http: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    said = f"{http.method} {http.url.path} is not served; POST /v1/chat/completions and GET /v1/models are."
-    return JSONResponse(ProtocolError(status, said, code="unknown_url").body, status_code=status)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -211,8 +111,8 @@ def running_teacher(config: TeacherConfig) -> Iterator[str]:
 
 
 def _serve_parent() -> None:
-    raw = json.loads(sys.stdin.readline())
-    config = TeacherConfig(**(raw | {"replay": tuple(raw["replay"])}))
+    raw: dict[str, Any] = json.loads(sys.stdin.readline())
+    config = TeacherConfig(**raw)
     try:
         server = _server(config)
     except UserError as error:

@@ -15,25 +15,36 @@ from collections.abc import Callable
 from pocketstill_pipeline.teacher import TeacherConfig
 from pocketstill_pipeline.teacher.protocol import ChatRequest
 
-from . import problems
+from . import curation, expansion, expansion_paraphrase, feedback, in_context, labeling, problems, self_knowledge
 
 Responder = Callable[[TeacherConfig, ChatRequest, random.Random], str | None]
 
 # The first one that knows the request answers it.
-RESPONDERS: tuple[Responder, ...] = ()
+RESPONDERS: tuple[Responder, ...] = (
+    in_context.respond,
+    curation.respond,
+    labeling.respond,
+    expansion.respond,
+    expansion_paraphrase.respond,
+    feedback.respond,
+    self_knowledge.respond,
+    # Behind all others, because it looks for a task in any text.
+    expansion.answer,
+)
 
 
 def answer(config: TeacherConfig, request: ChatRequest, index: int) -> str:
     """What the embedded teacher replies as choice `index` of a request, before any limit cuts it."""
+    seed = _seed(config, request, index)
     for respond in RESPONDERS:
-        said = respond(config, request, _rng(config, request, index))
+        said = respond(config, request, random.Random(seed))
         if said is not None:
             return said
     return problems.answer(config, request, index)
 
 
-def _rng(config: TeacherConfig, request: ChatRequest, index: int) -> random.Random:
+def _seed(config: TeacherConfig, request: ChatRequest, index: int) -> int:
     drawn = "greedy" if request.temperature == 0 else f"{request.seed}|{request.sample + index}"
     rates = f"{config.seed}|{config.mistakes}|{config.noise}"
     material = f"{rates}|{json.dumps(request.messages)}|{drawn}".encode()
-    return random.Random(int.from_bytes(hashlib.blake2b(material, digest_size=8).digest(), "big"))
+    return int.from_bytes(hashlib.blake2b(material, digest_size=8).digest(), "big")

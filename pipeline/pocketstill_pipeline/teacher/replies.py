@@ -1,0 +1,83 @@
+"""What a chat completion's body says: whether it can be used, what it cost, and the Reply that it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pocketstill_pipeline.asking import Reply, ToolCall
+from pocketstill_pipeline.ledger import Row
+
+FILTERED = "stopped by the teacher's content filter"
+
+
+def unusable(body: Any) -> str | None:
+    """Why a body with status 200 is no answer; None when it is one.
+
+    An answer has text, calls of tools, or a refusal. One that was filtered is an answer too, and so is one without
+    text whose tokens ran out, in reasoning that is not shown: to ask again would cost as much and end the same.
+    """
+    try:
+        choice = body["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        content, calls = message.get("content"), message.get("tool_calls")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        said = body.get("error") if isinstance(body, dict) else None
+        said = said.get("message") if isinstance(said, dict) else said
+        return "the teacher's answer has no choices" + (f": {' '.join(str(said).split())[:300]}" if said else "")
+    if calls:
+        try:
+            _calls(calls)
+        except (KeyError, TypeError, AttributeError):
+            return "the teacher's answer has tool calls that cannot be read"
+        return None
+    if isinstance(content, str) or isinstance(message.get("refusal"), str) or reason in ("content_filter", "length"):
+        return None
+    return "the teacher's answer has no text"
+
+
+def usage_of(body: Any) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the completion, as the body reports them."""
+    usage = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(usage, dict):
+        return None, None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return prompt if isinstance(prompt, int) else None, completion if isinstance(completion, int) else None
+
+
+def reply_of(key: str, body: Any, *, cached: bool = False) -> Reply:
+    """The reply of a usable body."""
+    choice = body["choices"][0]
+    message = choice["message"]
+    reason = choice.get("finish_reason") or "stop"
+    refusal, logprobs = message.get("refusal"), choice.get("logprobs")
+    entries = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return Reply(
+        key,
+        message.get("content") or "",
+        reason,
+        cached=cached,
+        tool_calls=_calls(message.get("tool_calls") or ()),
+        logprobs=entries if isinstance(entries, list) else None,
+        refusal=refusal or (FILTERED if reason == "content_filter" else None),
+    )
+
+
+def stored_reply(row: Row | None) -> Reply | None:
+    """The reply that a ledger row holds; None if it was never answered, nor failed."""
+    if row is None or row.state == "pending":
+        return None
+    if row.state == "failed" or row.response is None:
+        return Reply(row.key, error=row.error or "failed", cached=True)
+    return reply_of(row.key, json.loads(row.response), cached=True)
+
+
+def _calls(calls: Any) -> tuple[ToolCall, ...]:
+    found = []
+    for call in calls:
+        function = call["function"]
+        arguments = function.get("arguments") or "{}"
+        # Some servers give the arguments as an object.
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        found.append(ToolCall(str(call.get("id") or ""), str(function["name"]), text))
+    return tuple(found)
