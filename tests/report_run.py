@@ -9,6 +9,7 @@ import json
 import math
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from pocketstill_export.parity.logits import LogitsCheck
 from pocketstill_export.parity.measure import Parity
 from pocketstill_export.parity.text import TextCheck
 from pocketstill_pipeline import problems
-from pocketstill_pipeline.curate import Graded, _stats
-from pocketstill_pipeline.example import Question
+from pocketstill_pipeline.curating.decisions import Decision
+from pocketstill_pipeline.curating.statistics import Statistics
+from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.recipe import Recipe
 
 SKILLS = {
@@ -117,31 +119,30 @@ def _collect(root: Path, recipe: Recipe, heldout: int) -> None:
 
 
 def _curate(root: Path, recipe: Recipe, heldout: list[tuple[Question, str]], rng: random.Random) -> None:
-    graded, train, kept, rejected = [], [], [], []
+    figures, counted = Statistics(), Counter[str]()
+
+    def add(question: Question, reason: str | None, right: bool) -> None:
+        item = Elicited(
+            question.id, question.skill, question.route, "zero_shot_cot", [{"role": "user", "content": "?"}],
+            "x", "x", question.kind, gold="x", split=question.split,
+        )  # fmt: skip
+        figures.add(item, Decision(reason, "", right))
+        counted["rejected" if reason else question.split] += 1
+
     for skill, (kind, _, _) in SKILLS.items():
         for index in range(300):
             route = "expansion" if index % 5 == 0 else "labeling"
             question = Question(f"{skill}-t{index}", skill, "?", "x", kind, "train", route)  # type: ignore[arg-type]
             reason = rng.choices([None, "wrong", "no_answer", "near_duplicate", "truncated"], [82, 11, 2, 4, 1])[0]
-            right = reason in (None, "near_duplicate")
-            own = reason if reason != "near_duplicate" else None
-            item = Graded(question, 0, "", "", "x" if right else None, right, own, "", [])
-            graded.append(item)
-            if reason is None:
-                train.append(item)
-            else:
-                rejected.append((item, reason, ""))
+            add(question, reason, reason in (None, "near_duplicate"))
     for question, _ in heldout:
         right = rng.random() < 0.88
-        reason = None if right else "wrong"
-        item = Graded(question, 0, "", "", "x", right, reason, "", [])
-        graded.append(item)
-        kept.append(item) if right else rejected.append((item, "wrong", ""))
-    stats = _stats(graded, train, kept, rejected)
+        add(question, None if right else "wrong", right)
+    stats = figures.result() | {"decontamination": {}, "selected_by": ""}
     (root / "curate").mkdir()
     write_json(root / "curate" / "stats.json", stats)
     counts = {
-        "train": len(train), "heldout": len(kept), "rejected": len(rejected), "suite": len(heldout),
+        **{name: counted[name] for name in ("train", "heldout", "rejected")}, "suite": len(heldout),
         "teacher_accuracy": stats["teacher"]["train"]["overall"]["accuracy"],
     }  # fmt: skip
     write_manifest(

@@ -217,12 +217,13 @@ def test_single_failures_are_kept_with_their_reason_and_the_rest_goes_on(tmp_pat
     with serving(chat_app(answer)) as url:
         recipe = recipe_of({"base_url": url, "samples": 1, "retries": 0}, skills)
         result = collect(recipe, tmp_path / "out")
-    assert (result.failed, states(tmp_path / "out")) == (3, {"done": 10, "failed": 3})
+    assert (result.failed, states(tmp_path / "out")) == (2, {"done": 11, "failed": 2})
     with Ledger(tmp_path / "out" / "ledger.sqlite", readonly=True) as ledger:
         reasons = {row.error for row in ledger.rows() if row.error}
-    assert reasons == {
-        "HTTP 400: not allowed", "stopped by the teacher's content filter", "the teacher's answer is not JSON",
-    }  # fmt: skip
+    assert reasons == {"HTTP 400: not allowed", "the teacher's answer is not JSON"}
+    samples = (tmp_path / "out" / "samples" / "zero_shot_cot.jsonl").read_text(encoding="utf-8").splitlines()
+    said = {row["messages"][-1]["content"]: row.get("reason") for row in map(json.loads, samples)}
+    assert said["What is 4?"] == "refused" and said["What is 3?"] == said["What is 5?"] == "failed_request"
 
 
 def test_failed_requests_are_asked_again_by_a_new_collection(tmp_path: Path) -> None:

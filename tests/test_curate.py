@@ -23,7 +23,7 @@ from pocketstill_pipeline.elicit.zero_shot import tidy
 from pocketstill_pipeline.example import Example
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.recipe import Recipe
-from pocketstill_pipeline.tables import read_parquet
+from pocketstill_pipeline.tables import EXAMPLES, read_parquet, write_parquet
 
 LONG = "Ann counts the apples on the table and then she counts the pears on the other table in the long hall, and {}."
 
@@ -96,14 +96,17 @@ def test_token_limit_rejects_as_truncated(tmp_path: Path) -> None:
 
 
 def test_wrong_ones_are_kept_when_asked_for(tmp_path: Path) -> None:
-    replayed(tmp_path, [GOOD, row("wrong", "It is five.", "5")], curate={"keep_wrong": True})
+    replayed(tmp_path, [GOOD, row("wrong", "It is five.", "5")], curate={"answer_filter": False})
     kept = read_parquet(tmp_path / "curate" / "train.parquet")
-    assert [(e["answer"], e["gold"]) for e in kept] == [("4", "4"), ("5", "4")]
+    assert [(e["answer"], e["gold"], e["tags"]) for e in kept] == [("4", "4", []), ("5", "4", ["wrong"])]
+    stats = json.loads((tmp_path / "curate" / "stats.json").read_text())
+    assert stats["kept_by_answer"] == {"right": 1, "wrong": 1}
+    assert stats["teacher"]["train"]["overall"]["accuracy"] == 0.5
 
 
 def test_figures_about_the_teacher(tmp_path: Path) -> None:
-    rows = [row(f"q{i}", f"Reason {i}.", "4" if i % 4 else "5") for i in range(40)]
-    rows += [row(f"h{i}", f"Reason {i}.", "4" if i else "many", split="test") for i in range(10)]
+    rows = [row(f"q{i}", f"Reason {chr(97 + i % 26) * (1 + i // 26)}.", "4" if i % 4 else "5") for i in range(40)]
+    rows += [row(f"h{i}", "Two and two is four.", "4" if i else "many", split="test") for i in range(10)]
     _, result = replayed(tmp_path, rows)
     stats = json.loads((tmp_path / "curate" / "stats.json").read_text())
     low, high = wilson(30, 40)
@@ -159,6 +162,92 @@ def test_unfinished_or_other_collection_is_refused(tmp_path: Path) -> None:
 def test_nothing_left_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing is left to train on .*2 wrong"):
         replayed(tmp_path, [row("a", "r", "5"), row("b", "r", "6")])
+
+
+def test_questions_of_a_file_are_kept_apart(tmp_path: Path) -> None:
+    asked = "Nine old captains of the long river boat met under the stone bridge to trade maps of the northern lakes."
+    exam = write_rows(tmp_path / "exam.jsonl", [{"question": asked, "gold": "4"}])
+    replayed(tmp_path, [GOOD, row(f"Today: {asked}", "It is four.", "4")], curate={"decontaminate": [str(exam)]})
+    (rejected,) = read_parquet(tmp_path / "curate" / "rejected.parquet")
+    assert rejected["reason"] == "contaminated" and rejected["detail"].startswith("exam.jsonl, question 1: ")
+    stats = json.loads((tmp_path / "curate" / "stats.json").read_text())
+    assert stats["decontamination"]["exam.jsonl"] == {"items": 1, "ngram": 13}
+
+
+def test_what_is_not_selected_is_kept_beside_with_its_score(tmp_path: Path) -> None:
+    rows = [
+        row(f"Count the {name} in the yard.", f"There are four {name}.", "4") for name in ("hens", "old grey carts")
+    ]
+    replayed(tmp_path, [GOOD, *rows], curate={"select": 1, "weights": "evol"})
+    (example,) = read_parquet(tmp_path / "curate" / "train.parquet")
+    assert example["messages"][0]["content"] == "Count the old grey carts in the yard."
+    assert example["weight"] == 1.0
+    rejected = read_parquet(tmp_path / "curate" / "rejected.parquet")
+    assert [r["reason"] for r in rejected] == ["not_selected", "not_selected"]
+    assert 0 < rejected[0]["score"] < rejected[1]["score"] < example["scores"]["evol"]
+    stats = json.loads((tmp_path / "curate" / "stats.json").read_text())
+    assert stats["selected_by"] == "lengths"
+
+
+def test_leakage_is_reported_by_skill(tmp_path: Path) -> None:
+    rows = [
+        row("Ann has 3 pens and buys 1 more.", "3 + 1 is 4.", "4"),
+        row("Ben has 2 pens and buys 2 more.", "2 + 2 is 4.", "4", split="test"),
+        row("How far is the sea from here?", "It is 4.", "4", split="test"),
+    ]
+    replayed(tmp_path, rows)
+    report = json.loads((tmp_path / "curate" / "leakage.json").read_text())
+    assert set(report) == {"mine"}
+    assert [report["mine"]["levels"][level]["count"] for level in ("exact", "masked")] == [0, 1]
+
+
+def test_a_split_by_template_leaves_no_template_on_both_sides(tmp_path: Path) -> None:
+    nouns = ("pens", "hens", "carts", "lamps", "maps", "bells", "coats", "drums")
+    rows = [
+        row(f"Ann keeps {n} of her {noun} in the {noun} box. How many {noun} does Ann keep there?", "It is 4.", "4")
+        for noun in nouns
+        for n in range(5)
+    ]
+    for split, leaked in (("row", True), ("template", False)):
+        folder = tmp_path / split
+        folder.mkdir()
+        replay = write_rows(folder / "r.jsonl", rows)
+        source = write_rows(folder / "q.jsonl", [{key: one[key] for key in ("question", "gold")} for one in rows])
+        skill = {"name": "mine", "kind": "number", "source": str(source), "heldout": 10, "split": split}
+        recipe = recipe_of({"base_url": "replay", "replay": [str(replay)], "samples": 1}, [skill])
+        collect(recipe, folder / "collect")
+        curate(recipe, folder / "collect", folder / "curate")
+        report = json.loads((folder / "curate" / "leakage.json").read_text())["mine"]
+        assert report["heldout"] == 10
+        assert (report["levels"]["template"]["count"] > 0) == leaked
+
+
+def test_a_table_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    call = [{"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]
+    example = Example(
+        id="x", skill="s", route="feature", rationale="", answer="4", answer_kind="number", gold="4", split="train",
+        messages=[
+            {"role": "user", "content": "Add."},
+            {"role": "assistant", "content": None, "tool_calls": call},
+            {"role": "tool", "content": "4", "tool_call_id": "c"},
+        ],
+        source=["k"], tags=["t"], demonstrations=[{"role": "user", "content": "Add?"}],
+        candidates=[{"completion": "4", "score": 1.5}], top_logprobs=b"\x00\xff", method="feature", tools="[]",
+        weight=0.5, scores={"quality": 4.0},
+    ).to_dict()  # fmt: skip
+    write_parquet(tmp_path / "t.parquet", [example] * 2500, EXAMPLES)
+    assert read_parquet(tmp_path / "t.parquet") == [example] * 2500
+    write_parquet(tmp_path / "none.parquet", [], EXAMPLES)
+    assert read_parquet(tmp_path / "none.parquet") == []
+
+
+def test_tables_are_read_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    replayed(tmp_path, [GOOD])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = datasets.Dataset.from_parquet(str(tmp_path / "curate" / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert table.features == EXAMPLES and table[0]["answer"] == "4"
 
 
 @pytest.mark.parametrize(

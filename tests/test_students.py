@@ -66,7 +66,7 @@ def test_only_the_completion_is_learnt_and_texts_do_not_see_each_other() -> None
     encoded = encode(tokenizer, "chat", rows(12))
     packed = pack(encoded, 256, random.Random(0))
     batch = Collate(256, tokenizer.pad_token_id)(packed)
-    first, prompt = packed[0][0]
+    first, ((prompt, _),) = packed[0][0]
     size = len(first)
     assert batch["labels"][0, :prompt].eq(IGNORED).all()
     assert batch["labels"][0, prompt:size].tolist() == first[prompt:]
@@ -89,7 +89,7 @@ def test_packed_loss_is_the_loss_of_the_texts_alone() -> None:
     with torch.no_grad():
         together = model(**Collate(256, tokenizer.pad_token_id)(packed)).loss.item()
         total = count = 0.0
-        for ids, prompt in packed[0]:
+        for ids, ((prompt, _),) in packed[0]:
             labels = torch.tensor([[IGNORED] * prompt + ids[prompt:]])
             learnt = len(ids) - prompt
             total += model(input_ids=torch.tensor([ids]), labels=labels).loss.item() * learnt

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import time
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from .quote import quote_of
 from .reading import BadRow
 from .recipe import Recipe, Teacher
 from .session import Session
-from .teacher.client import Tally, connected
+from .teacher.batch import BatchClient, batching
+from .teacher.client import Tally, TeacherClient, connected
 from .teacher.server import running_teacher
+from .teacher.spending import Spending
 
 QUESTIONS = "questions.jsonl"
 LEDGER = "ledger.sqlite"
@@ -42,8 +44,8 @@ UNREADABLE = "unreadable.jsonl"
 class CollectResult:
     """What a collection holds. `price` is in the recipe's money, 0 when it gives no prices.
 
-    `requests` were sent by the last run, `from_cache` were answered before it; `failed` have no answer.
-    `samples` came of them, `usable` of these have nothing against them so far. `unreadable` rows of data files are
+    `requests` were sent by the last run, to teacher and student, `from_cache` were answered before it; `failed` have
+    no answer. `samples` came of them, `usable` of these have nothing against them so far. `unreadable` rows of data files are
     listed in unreadable.jsonl with file and line.
     """
 
@@ -90,15 +92,20 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
             progress.print(quote_of(recipe, questions, out).line())
         urls = [stack.enter_context(_reached(recipe, teacher)) for teacher in _teachers(recipe)]
         run = _Run(recipe, questions, out, ledger, own, Shown(progress))
-        tally = asyncio.run(run.all(urls))
-    if run.samples and not tally.from_cache and tally.failed >= tally.requests > 0:
-        raise UserError(f"collect: all {tally.failed} requests failed; their reasons are in {out / LEDGER}")
+        tallies = asyncio.run(run.all(urls))
+    sent = {name: sum(getattr(tally, name) for tally in tallies) for name in ("requests", "from_cache", "failed")}
+    if run.samples and not sent["from_cache"] and sent["failed"] >= sent["requests"] > 0:
+        raise UserError(f"collect: all {sent['failed']} requests failed; their reasons are in {out / LEDGER}")
     seconds = time.monotonic() - started
-    counts = _counts(out / LEDGER, questions, tally) | {
-        "samples": run.samples,
-        "usable": run.usable,
-        "unreadable": len(bad),
-    }
+    counts = (
+        _counts(out / LEDGER, questions)
+        | sent
+        | {
+            "samples": run.samples,
+            "usable": run.usable,
+            "unreadable": len(bad),
+        }
+    )
     write_manifest(
         out, stage="collect", config=config, inputs=inputs,
         outputs=[out / QUESTIONS, out / UNREADABLE, out / LEDGER, *sorted((out / SAMPLES).glob("*.jsonl"))],
@@ -124,7 +131,7 @@ def collect_config(recipe: Recipe) -> dict[str, Any]:
             asked[name] = teacher.model_dump(mode="json", exclude=pace)
             rates = asked[name]["embedded"]
             asked[name]["embedded"] = {key: rates[key] for key in ("mistakes", "noise")}
-    kept = {"name", "kind", "graded", "questions", "heldout", "expand", "form", "columns"}
+    kept = {"name", "kind", "graded", "split", "questions", "heldout", "expand", "form", "columns"}
     skills = [
         # A file counts by its content (`collect_inputs`), wherever it lies.
         skill.model_dump(mode="json", include=kept) | {"source": Path(skill.source).name}
@@ -212,36 +219,48 @@ class _Run:
     samples: int = 0
     usable: int = 0
 
-    async def all(self, urls: list[str]) -> Tally:
-        """Every entry of the recipe, one after the other."""
+    async def all(self, urls: list[str]) -> list[Tally]:
+        """Every entry of the recipe, one after the other; the tallies of the teacher, and of the student if asked."""
         recipe = self.recipe
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(connected(recipe.teacher, urls[0], self.ledger))
+            spending = Spending.of(recipe.budget, recipe.teacher, self.ledger.spent())
+            client = await stack.enter_async_context(_client(recipe.teacher, urls[0], self.ledger, spending))
             teacher = Session(client, recipe.teacher, endpoint_of(recipe, recipe.teacher), recipe.seed)
-            student = None
+            student, tallies = None, [client.tally]
             if recipe.student_endpoint is not None and self.own_ledger is not None:
-                learner = await stack.enter_async_context(connected(recipe.student_endpoint, urls[1], self.own_ledger))
+                learner = await stack.enter_async_context(_client(recipe.student_endpoint, urls[1], self.own_ledger))
+                tallies.append(learner.tally)
                 endpoint = endpoint_of(recipe, recipe.student_endpoint)
                 student = Session(learner, recipe.student_endpoint, endpoint, recipe.seed)
             context = context_of(recipe, self.questions, self.out, teacher, student)
             stack.enter_context(self.show)
             for entry in entries_of(recipe):
-                await self._entry(entry, context, client.tally)
+                await self._entry(entry, context, tallies)
             client.check_reached()
-            return client.tally
+            return tallies
 
-    async def _entry(self, entry: Settings, context: Context, tally: Tally) -> None:
+    async def _entry(self, entry: Settings, context: Context, tallies: list[Tally]) -> None:
         path = self.out / SAMPLES / f"{entry.entry}.jsonl"
         partial = path.with_suffix(".partial")
-        self.show.start(entry.entry, METHODS[entry.method].plan(entry, context), tally)
-        with partial.open("w", encoding="utf-8") as file:
-            async for item in METHODS[entry.method].elicit(entry, context):
-                file.write(json.dumps(item.to_dict(), ensure_ascii=False) + "\n")
-                self.samples += 1
-                self.usable += item.reason is None
-                self.show.update(tally, item.reason)
-        self.show.finish(tally)
+        self.show.start(entry.entry, METHODS[entry.method].plan(entry, context), tallies)
+        shown = asyncio.create_task(self.show.follow())
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                async for item in METHODS[entry.method].elicit(entry, context):
+                    file.write(json.dumps(item.to_dict(), ensure_ascii=False) + "\n")
+                    self.samples += 1
+                    self.usable += item.reason is None
+                    self.show.count(item.reason)
+        finally:
+            shown.cancel()
+        self.show.finish()
         partial.rename(path)
+
+
+def _client(
+    teacher: Teacher, url: str, ledger: Ledger, spending: Spending | None = None
+) -> AbstractAsyncContextManager[TeacherClient | BatchClient]:
+    return (batching if teacher.mode == "batch" else connected)(teacher, url, ledger, spending)
 
 
 def context_of(recipe: Recipe, questions: list[Question], out: Path, teacher: Any, student: Any) -> Context:
@@ -254,7 +273,7 @@ def context_of(recipe: Recipe, questions: list[Question], out: Path, teacher: An
     )  # fmt: skip
 
 
-def _counts(ledger_path: Path, questions: list[Question], tally: Tally) -> dict[str, Any]:
+def _counts(ledger_path: Path, questions: list[Question]) -> dict[str, Any]:
     totals = {"prompt_tokens": 0, "completion_tokens": 0, "price": 0.0}
     with Ledger(ledger_path, readonly=True) as ledger:
         for row in ledger.rows():
@@ -265,9 +284,6 @@ def _counts(ledger_path: Path, questions: list[Question], tally: Tally) -> dict[
         "questions": len(questions),
         "train": sum(q.split == "train" for q in questions),
         "heldout": sum(q.split == "heldout" for q in questions),
-        "requests": tally.requests,
-        "from_cache": tally.from_cache,
-        "failed": tally.failed,
     }
 
 

@@ -76,9 +76,19 @@ def train(recipe: Recipe, rows: list[dict[str, Any]], out: Path, *, inputs: dict
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
-    texts = ("\n".join([*(m["content"] for m in row["messages"]), row["rationale"], row["answer"]]) for row in rows)
+    texts = (
+        text
+        for row in rows
+        for text in (
+            "\n".join([*(m["content"] for m in row["messages"]), row["rationale"], row["answer"]]),
+            *(m["content"] for m in row.get("demonstrations") or ()),
+        )
+    )
     model, tokenizer = load_student(recipe, texts)
-    encoded = encode(tokenizer, recipe.student.template, rows)
+    encoded = encode(
+        tokenizer, recipe.student.template, rows,
+        shots=recipe.train.shots, learn_demonstrations=recipe.train.learn_demonstrations,
+    )  # fmt: skip
     learnt, dev = _split_dev(encoded, recipe.seed)
     length = _row_length(encoded, recipe)
     packed = _fill(learnt, length, recipe)

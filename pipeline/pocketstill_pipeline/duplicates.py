@@ -8,9 +8,9 @@ from typing import Any
 
 from datasketch import MinHash, MinHashLSH
 
-# 64 permutations in bands of 8: two texts of similarity 0.95 share a band with probability 0.9997, of 0.8
-# with 0.77; the exact check behind it makes a band shared by chance harmless.
-_PERMUTATIONS, _BANDS, _ROWS = 64, 8, 8
+_PERMUTATIONS = 64
+# Most that two texts at the threshold itself may miss each other; those more alike miss less.
+_MISS = 1e-3
 _WORD = re.compile(r"\w+")
 
 
@@ -27,15 +27,19 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2))
 
 
+def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    """Size of the intersection over that of the union, 0 to 1."""
+    common = len(a & b)
+    return common / max(len(a) + len(b) - common, 1)
+
+
 class NearDuplicates:
     """Texts seen so far. A threshold of 1 turns the search off."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._seen: dict[str, frozenset[int]] = {}
-        # A lower threshold needs more bands of fewer rows, which datasketch works out.
-        params = (_BANDS, _ROWS) if threshold >= 0.9 else None
-        self._index: Any = MinHashLSH(threshold=max(threshold, 0.01), num_perm=_PERMUTATIONS, params=params)
+        self._index: Any = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(threshold))
         self._blank: Any = MinHash(num_perm=_PERMUTATIONS, hashfunc=_already_hashed)
 
     def add(self, name: str, text: str) -> str | None:
@@ -43,16 +47,51 @@ class NearDuplicates:
         if self._threshold >= 1:
             return None
         mine = shingles(text)
+        for other, theirs in self.alike(mine):
+            if jaccard(mine, theirs) >= self._threshold:
+                return other
+        self._keep(name, mine)
+        return None
+
+    def remember(self, name: str, text: str) -> None:
+        """Have seen a text, whatever it is like."""
+        if self._threshold < 1:
+            self._keep(name, shingles(text))
+
+    def nearest(self, text: str) -> tuple[str, float] | None:
+        """The text seen that is most like this one, with their similarity; None if none reaches the threshold."""
+        if self._threshold >= 1:
+            return None
+        mine = shingles(text)
+        found = [(other, jaccard(mine, theirs)) for other, theirs in self.alike(mine)]
+        name, similarity = max(found, key=lambda pair: pair[1], default=("", 0.0))
+        return (name, similarity) if similarity >= self._threshold else None
+
+    def alike(self, mine: frozenset[int]) -> list[tuple[str, frozenset[int]]]:
+        """The texts seen that may be near, in the order of their names, with their shingles."""
+        return [(name, self._seen[name]) for name in sorted(self._index.query(self._sketch(mine)))]
+
+    def _keep(self, name: str, mine: frozenset[int]) -> None:
+        self._index.insert(name, self._sketch(mine))
+        self._seen[name] = mine
+
+    def _sketch(self, mine: frozenset[int]) -> Any:
         sketch = self._blank.copy()
         sketch.update_batch(mine)
-        for other in sorted(self._index.query(sketch)):
-            theirs = self._seen[other]
-            common = len(mine & theirs)
-            if common >= self._threshold * (len(mine) + len(theirs) - common):
-                return str(other)
-        self._index.insert(name, sketch)
-        self._seen[name] = mine
-        return None
+        return sketch
+
+
+def _bands(threshold: float) -> tuple[int, int]:
+    """(bands, rows a band): the longest bands with which two texts at the threshold are still found.
+
+    At 0.95 that is 8 rows in 8 bands: two texts of similarity 0.95 share a band with probability 0.9997, of 0.8
+    with 0.77; the exact check behind it makes a band shared by chance harmless.
+    """
+    for rows in (8, 6, 5, 4, 3, 2):
+        bands = _PERMUTATIONS // rows
+        if (1 - threshold**rows) ** bands <= _MISS:
+            return bands, rows
+    return _PERMUTATIONS, 1
 
 
 def _already_hashed(value: int) -> int:

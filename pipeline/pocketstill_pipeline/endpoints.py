@@ -51,9 +51,11 @@ def rules_digest() -> str:
     """SHA-256 of the code that makes and solves problems: with other rules the embedded teacher says other things."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for where in ("problems", "teacher/embedded", "elicit/prompts"):
-        for path in sorted((folder / where).rglob("*.py")):
-            digest.update(path.read_bytes())
+    rules = [
+        path for where in ("problems", "teacher/embedded", "elicit/prompts") for path in folder.glob(f"{where}/**/*.py")
+    ]
+    for path in (*sorted(rules), folder / "teacher" / "logprobs.py"):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -145,6 +145,7 @@ class Example:
     method: str = ""
     tools: str = ""
     weight: float = 1.0
+    scores: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .students import completion
 
@@ -13,19 +13,70 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-Encoded = tuple[list[int], int]
+# Token ids, and which spans of them are learnt, as (start, end).
+Encoded = tuple[list[int], tuple[tuple[int, int], ...]]
+Shots = int | Literal["all"]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, template: str, rows: Iterable[dict[str, Any]]) -> list[Encoded]:
-    """Token ids of prompt and completion, and how many of them are the prompt (which is not learnt)."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    rows: Iterable[dict[str, Any]],
+    *,
+    shots: Shots = "all",
+    learn_demonstrations: bool = True,
+) -> list[Encoded]:
+    """Token ids of prompt and completion, and which of them are learnt.
+
+    Args:
+        tokenizer: its chat template renders the turns.
+        template: the form of the completion, see `students.completion`.
+        rows: `messages`, `rationale`, `answer`, and `demonstrations` (turns that go before the messages) or none.
+        shots: the most demonstrations that a row keeps, the ones nearest to its query.
+        learn_demonstrations: whether what demonstrations answer is learnt too. Behind i of them each is an i-shot
+            example of its own, so that a row teaches k + 1 answers instead of one.
+    """
     encoded: list[Encoded] = []
     for row in rows:
-        prompt = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+        shown = list(row.get("demonstrations") or [])
+        shown = shown if shots == "all" else shown[len(shown) - 2 * min(shots, len(shown) // 2) :]
+        turns = [*shown, *row["messages"]]
+        answered = list(range(1, len(shown), 2)) if learn_demonstrations else []
+        ids, spans = _prompt(tokenizer, turns, answered)
+        start = len(ids)
         said = completion(template, row["rationale"], row["answer"])
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(said, add_special_tokens=False)["input_ids"]
-        encoded.append(([*head, *tail, tokenizer.eos_token_id], len(head)))
+        ids += [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        encoded.append((ids, (*spans, (start, len(ids)))))
     return encoded
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], answered: list[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a rendered conversation, and the spans of the answered turns with the token that ends each."""
+
+    def render(some: list[dict[str, Any]]) -> str:
+        return str(tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True))
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    text, end = render(turns), str(tokenizer.eos_token)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for index in answered:
+        head = render(turns[:index])
+        whole = head + turns[index]["content"] + end
+        # A template that writes earlier turns otherwise than later ones has no place for it; then it is only read.
+        if len(head) < at or not text.startswith(whole):
+            continue
+        ids += tokens(text[at : len(head)])
+        learnt = tokens(text[len(head) : len(whole)])
+        spans.append((len(ids), len(ids) + len(learnt)))
+        ids += learnt
+        at = len(whole)
+    return ids + tokens(text[at:]), spans
 
 
 def pack(encoded: Sequence[Encoded], length: int, rng: random.Random) -> list[list[Encoded]]:
@@ -66,10 +117,11 @@ class Collate:
         texts = torch.full(shape, -1)
         for r, row in enumerate(rows):
             at = 0
-            for number, (tokens, prompt) in enumerate(row["texts"] if isinstance(row, dict) else row):
+            for number, (tokens, spans) in enumerate(row["texts"] if isinstance(row, dict) else row):
                 end = at + len(tokens)
                 ids[r, at:end] = torch.tensor(tokens)
-                labels[r, at + prompt : end] = ids[r, at + prompt : end]
+                for start, stop in spans:
+                    labels[r, at + start : at + stop] = ids[r, at + start : at + stop]
                 positions[r, at:end] = torch.arange(len(tokens))
                 texts[r, at:end] = number
                 at = end

@@ -13,6 +13,7 @@ from pocketstill.errors import UserError
 from pocketstill.grading import Kind
 
 from . import problems
+from .curating.templates import split_by_template
 from .example import Question, Route, Split
 from .problems.base import normalise
 from .reading import BadRow, DataRow, read_data
@@ -41,7 +42,7 @@ def build_questions(recipe: Recipe, bad: list[BadRow] | None = None) -> list[Que
     for skill in recipe.skills:
         rng = random.Random(f"{recipe.seed}/{skill.name}")
         if skill.source != "none":
-            found += _generated(skill, rng) if skill.source == "embedded" else _from_data(skill, rng, bad)
+            found += _generated(skill, rng) if skill.source == "embedded" else _from_data(skill, recipe.seed, bad)
         if skill.source == "embedded" and skill.name == _UNSEEN_SKILL and skill.heldout:
             found += _unseen_names(skill, rng)
     heldout = {normalise(question.text) for question in found if question.split == "heldout"}
@@ -105,7 +106,8 @@ def _unseen_names(skill: Skill, rng: random.Random) -> list[Question]:
     return list(drawn.values())
 
 
-def _from_data(skill: Skill, rng: random.Random, bad: list[BadRow]) -> list[Question]:
+def _from_data(skill: Skill, seed: int, bad: list[BadRow]) -> list[Question]:
+    rng = random.Random(f"{seed}/{skill.name}")
     data = read_data(skill.source, form=skill.form, columns=skill.columns, most_bad=skill.most_bad)
     unusable = list(data.bad)
     rows = []
@@ -126,8 +128,13 @@ def _from_data(skill: Skill, rng: random.Random, bad: list[BadRow]) -> list[Ques
         )
     sides: list[Split] = [row.split or "train" for row, _ in rows]
     if not named:
-        for index in rng.sample(range(len(rows)), min(skill.heldout, len(rows) // 2)):
-            sides[index] = "heldout"
+        count = min(skill.heldout, len(rows) // 2)
+        if skill.split == "template":
+            texts = [str(row.messages[-1]["content"]) for row, _ in rows]
+            sides = split_by_template(texts, count, f"{seed}/{skill.name}")
+        else:
+            for index in rng.sample(range(len(rows)), count):
+                sides[index] = "heldout"
     counted: dict[str, int] = {}
     split: dict[Split, list[Question]] = {"train": [], "heldout": []}
     for (row, gold), side in zip(rows, sides, strict=True):

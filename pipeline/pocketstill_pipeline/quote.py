@@ -59,6 +59,9 @@ class Quote:
         """The quote in one line."""
         tokens = tuple(p + c for p, c in zip(self.prompt_tokens, self.completion_tokens, strict=True))
         said = f"quote: {span(self.requests)} requests, {span(tokens)} tokens"
+        own = [line.requests for line in self.lines if line.who == "student"]
+        if own:
+            said += f" (and {span((sum(low for low, _ in own), sum(high for _, high in own)))} requests to the student)"
         said += f", cost {span(self.money)}" if self.money else ""
         fast, slow = (duration(seconds) for seconds in self.seconds)
         said += f", {fast}" if fast == slow else f", {fast} to {slow}"

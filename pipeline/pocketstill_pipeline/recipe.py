@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from pocketstill.grading import Kind
 from pocketstill_export.errors import ExportError
 from pocketstill_export.variants import DEFAULT, parse_variants
 
+from .curating.settings import Curate
 from .elicit.methods import METHODS, Entry
 from .sections import Rate, Section
 from .teacher import FAULT_KINDS, FaultKind
@@ -92,6 +93,9 @@ class Skill(Section):
     form: str = Field("auto", description="of a data file, see docs/data.md")
     columns: dict[str, str] = Field(default_factory=dict, description="field to column, for columns of other names")
     most_bad: int = Field(100, ge=0, description="rows of the data that may be unusable; they are listed")
+    split: Literal["row", "template"] = Field(
+        "row", description="how rows without a split of their own are held out: one by one, or whole templates"
+    )
     graded: bool = Field(True, description="false: free answers, with no right one to compare with")
     questions: int = Field(2000, ge=1, description="training questions to ask the teacher")
     heldout: int = Field(240, ge=0, description="questions that verify the student, never trained on")
@@ -103,14 +107,6 @@ class Skill(Section):
     def from_file(self) -> bool:
         """Whether the questions come from a file of the user's."""
         return self.source not in ("embedded", "none") and not self.source.startswith("hf:")
-
-
-class Curate(Section):
-    """What is kept of what the teacher said."""
-
-    keep_wrong: bool = Field(False, description="keep completions whose answer is wrong (an ablation)")
-    near_duplicate: Rate = Field(0.95, description="Jaccard similarity at which two examples are one (1 = off)")
-    max_per_question: int = Field(8, ge=1)
 
 
 class NewStudent(Section):
@@ -140,6 +136,10 @@ class Train(Section):
 
     tokens: int = Field(4_000_000, ge=1, description="training tokens, padding not counted")
     batch_tokens: int = Field(8192, ge=64, description="tokens an optimizer step")
+    shots: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        "all", description="most demonstrations that an example is trained with; 0: zero-shot"
+    )
+    learn_demonstrations: bool = Field(True, description="what demonstrations answer is learnt as well as read")
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = Field(0.02, gt=0.0, description="of Muon's matrices, or of AdamW")
     adamw_learning_rate: float = Field(2e-3, gt=0.0, description="of what Muon leaves to AdamW")
@@ -261,12 +261,14 @@ def _resolve(recipe: Recipe, folder: Path, data: Path | None) -> Recipe:
     teacher = with_files(recipe.teacher)
     endpoint = with_files(recipe.student_endpoint) if recipe.student_endpoint else None
     entries = [_entry_beside(entry, beside) for entry in recipe.elicit]
+    apart = [name if name.startswith("hf:") else beside(name) for name in recipe.curate.decontaminate]
     student = recipe.student
     if student.base is not None and (folder / student.base).is_dir():
         student = student.model_copy(update={"base": str((folder / student.base).resolve())})
     return recipe.model_copy(
         update={
             "skills": skills, "teacher": teacher, "student": student, "student_endpoint": endpoint, "elicit": entries,
+            "curate": recipe.curate.model_copy(update={"decontaminate": apart}),
         }
     )  # fmt: skip
 

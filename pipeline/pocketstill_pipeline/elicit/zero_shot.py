@@ -44,7 +44,8 @@ async def zero_shot_cot(settings: ZeroShot, context: Context) -> AsyncIterator[E
             "max_tokens": settings.max_tokens,
         }
         first = await context.teacher.ask([*question.before, *first_request(question.text, question.kind)], **options)
-        if first.error is not None or not reasons_first(question.kind):
+        unanswered = (trouble(first) or ("",))[0] in ("failed_request", "refused")
+        if unanswered or not reasons_first(question.kind):
             return read_sample(question, sample, (first,))
         behind = answer_request(question.text, question.kind, first.text.strip())
         second = await context.teacher.ask([*question.before, *behind], **options)

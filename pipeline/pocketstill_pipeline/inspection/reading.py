@@ -16,7 +16,7 @@ from pocketstill.manifest import read_manifest
 from pocketstill_pipeline.collect import LEDGER, QUESTIONS, SAMPLES, UNREADABLE
 from pocketstill_pipeline.curate import REJECTS
 from pocketstill_pipeline.example import Elicited
-from pocketstill_pipeline.ledger import Ledger
+from pocketstill_pipeline.ledger import Ledger, Row
 from pocketstill_pipeline.tables import read_parquet
 
 KEPT, UNJUDGED = "kept", "not curated yet"
@@ -69,7 +69,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Asked:
-    """The ledger in figures. Latencies in seconds, of answered requests; `failures` by reason."""
+    """The ledger in figures, with that of the student's answers. Latencies in seconds, of answered requests; `failures` by reason."""
 
     requests: int
     answered: int
@@ -151,7 +151,7 @@ def inspect_run(root: Path) -> Inspection:
         curated=fates is not None,
         questions=questions,
         unreadable=_unreadable(collected / UNREADABLE),
-        asked=_asked(collected / LEDGER),
+        asked=_asked(collected / LEDGER, collected / "student" / LEDGER),
         entries=entries,
         groups=gathered.groups(),
         drops=gathered.drops,
@@ -233,27 +233,32 @@ class _Gathered:
         return chosen
 
 
-def _asked(path: Path) -> Asked:
+def _asked(*paths: Path) -> Asked:
     states: Counter[str] = Counter()
     failures: Counter[str] = Counter()
     again, prompt, completion, price = 0, 0, 0, 0.0
     latencies: list[float] = []
-    if path.is_file():
-        with Ledger(path, readonly=True) as ledger:
-            for row in ledger.rows():
-                states[row.state] += 1
-                again += row.attempts > 1
-                prompt += row.prompt_tokens or 0
-                completion += row.completion_tokens or 0
-                price += row.price or 0.0
-                if row.state == "done" and row.latency_s is not None:
-                    latencies.append(row.latency_s)
-                if row.state == "failed":
-                    failures[(row.error or "unknown")[:120]] += 1
+    for row in _rows(paths):
+        states[row.state] += 1
+        again += row.attempts > 1
+        prompt += row.prompt_tokens or 0
+        completion += row.completion_tokens or 0
+        price += row.price or 0.0
+        if row.state == "done" and row.latency_s is not None:
+            latencies.append(row.latency_s)
+        if row.state == "failed":
+            failures[(row.error or "unknown")[:120]] += 1
     return Asked(
         sum(states.values()), states["done"], states["failed"], states["pending"], again, prompt, completion, price,
         _quantiles(latencies), dict(failures.most_common(12)),
     )  # fmt: skip
+
+
+def _rows(paths: Sequence[Path]) -> Iterator[Row]:
+    for path in paths:
+        if path.is_file():
+            with Ledger(path, readonly=True) as ledger:
+                yield from ledger.rows()
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:

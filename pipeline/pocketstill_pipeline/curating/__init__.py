@@ -1,0 +1,1 @@
+"""What of the elicited knowledge a student should learn from: filters, decontamination, leakage, splits, selection."""

@@ -1,0 +1,1 @@
+"""Expansion: new instructions and questions made out of a few (survey, section 3.1.2)."""

@@ -1,0 +1,429 @@
+"""The teacher's client over real loopback HTTP: faults, limits, and every form of answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import JSONResponse
+from teaching import chat_app, serving
+
+from pocketstill.errors import UserError
+from pocketstill_pipeline.asking import Ask, Reply, ToolCall
+from pocketstill_pipeline.ledger import Ledger
+from pocketstill_pipeline.recipe import Teacher
+from pocketstill_pipeline.session import Session
+from pocketstill_pipeline.teacher import FAULT_KINDS, TeacherConfig, failures
+from pocketstill_pipeline.teacher.client import Tally, connected
+from pocketstill_pipeline.teacher.failures import backoff_s, retry_after_s
+from pocketstill_pipeline.teacher.server import running_teacher
+
+COIN = "A coin is heads up. Ana flips the coin. Bob does not flip the coin. Is the coin still heads up?"
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries at once: what is tested is not how long they wait."""
+    monkeypatch.setattr(failures, "_FIRST_BACKOFF_S", 0.02)
+
+
+def ask_all(
+    url: str, folder: Path, requests: int, *, extra: dict[str, Any] | None = None, **settings: Any
+) -> tuple[list[Reply], Tally]:
+    """Ask so many questions of the server at `url`; the replies in order, and the tally."""
+    teacher = Teacher(base_url=url, **({"concurrency": 32, "timeout_s": 5.0} | settings))
+
+    async def run() -> tuple[list[Reply], Tally]:
+        with Ledger(folder / "l.sqlite") as ledger:
+            async with connected(teacher, url, ledger) as client:
+                session = Session(client, teacher, "e", 1)
+
+                def one(index: int) -> Any:
+                    return session.ask([{"role": "user", "content": f"{COIN} {index}"}], **(extra or {}))
+
+                return [reply async for reply in session.map(one, range(requests))], client.tally
+
+    return asyncio.run(run())
+
+
+def rows_of(folder: Path) -> list[Any]:
+    with Ledger(folder / "l.sqlite", readonly=True) as ledger:
+        return list(ledger.rows())
+
+
+def stats(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/stats", timeout=20) as response:
+        return dict(json.load(response))
+
+
+@contextlib.contextmanager
+def raw_server(answer: bytes) -> Iterator[str]:
+    """A server that answers the first request of every connection with these bytes and closes it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(5)
+                    got = b""
+                    while b"\r\n\r\n" not in got or (b"POST" in got and not got.endswith(b"}")):
+                        got += connection.recv(65536)
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("faults", "retries"), [(0.2, 5), (0.5, 1)])
+def test_every_question_ends_answered_or_failed_with_its_reason(tmp_path: Path, faults: float, retries: int) -> None:
+    config = TeacherConfig(faults=faults, hang_s=2.0, retry_after_s=0.05, seed=3)
+    with running_teacher(config) as url:
+        replies, tally = ask_all(url, tmp_path, 300, retries=retries, timeout_s=0.5)
+        seen = stats(url)
+    assert all(seen["faults"][kind] > 0 for kind in FAULT_KINDS)
+    rows = rows_of(tmp_path)
+    assert {row.state for row in rows} <= {"done", "failed"} and len(rows) == len(replies) == 300
+    failed = [reply for reply in replies if reply.error]
+    assert sum(row.state == "failed" for row in rows) == len(failed) == tally.failed
+    assert all(row.error for row in rows if row.state == "failed")
+    assert all(reply.text for reply in replies if not reply.error)
+    # A request fails when all of its attempts did; five kinds in six are failures.
+    share = (faults * 5 / 6) ** (retries + 1)
+    assert len(failed) / 300 == pytest.approx(share, abs=4 * (share / 300) ** 0.5 + 1e-3)
+    assert tally.retried > 0 and tally.rate_limited == seen["faults"]["rate_limit"]
+
+
+def test_failures_of_half_the_requests_do_not_end_the_run(tmp_path: Path) -> None:
+    """Without retries, every second request fails for another reason: a run of them is chance, not a dead teacher."""
+    with running_teacher(TeacherConfig(faults=0.5, hang_s=1.0, retry_after_s=0.01)) as url:
+        replies, tally = ask_all(url, tmp_path, 400, retries=0, timeout_s=0.5)
+    reasons = {row.error for row in rows_of(tmp_path) if row.error}
+    assert 120 < tally.failed < 220 and len(replies) == 400
+    assert any("HTTP 429" in reason for reason in reasons) and any("HTTP 500" in reason for reason in reasons)
+    assert {"no answer in time", "the teacher's answer is not JSON"} <= reasons
+    assert any(reason.startswith("connection: ") for reason in reasons)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kind", ["cut", "malformed", "hang", "server_error"])
+def test_fault_that_passes_is_retried(tmp_path: Path, kind: str) -> None:
+    config = TeacherConfig(faults=0.3, fault_kinds=(kind,), hang_s=8.0)
+    with running_teacher(config) as url:
+        replies, tally = ask_all(url, tmp_path, 20, retries=8, timeout_s=1.0 if kind == "hang" else 10.0)
+        assert stats(url)["faults"][kind] == tally.retried > 0
+    assert tally.failed == 0 and all(reply.text for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"nonsense\r\n\r\n", "connection: "),
+        (b"", "connection: "),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n{", "connection: "),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]", "the teacher's answer has no choices"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull", "the teacher's answer has no choices"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", "connection: "),
+        (b"HTTP/1.1 999 What\r\ncontent-length: 0\r\n\r\n", "HTTP 999"),
+    ],
+)
+def test_whatever_a_server_sends_is_a_reason(tmp_path: Path, answer: bytes, said: str) -> None:
+    with raw_server(answer) as url:
+        replies, _ = ask_all(url, tmp_path, 1, retries=0)
+    assert replies[0].error is not None and replies[0].error.startswith(said)
+    assert [row.state for row in rows_of(tmp_path)] == ["failed"]
+
+
+def test_error_in_a_body_with_status_200_is_its_reason(tmp_path: Path) -> None:
+    app = chat_app(lambda _body, _count: JSONResponse({"error": {"message": "upstream\nis busy"}}))
+    with serving(app) as url:
+        replies, _ = ask_all(url, tmp_path, 1, retries=0)
+    assert replies[0].error == "the teacher's answer has no choices: upstream is busy"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "tomorrow"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_s(headers) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    assert retry_after_s({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert retry_after_s({"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 0.0
+
+
+def test_backoff_doubles_up_to_its_end_and_is_spread() -> None:
+    for attempt, most in ((1, 0.5), (2, 1.0), (3, 2.0), (9, 8.0), (10_000, 8.0)):
+        waits = [backoff_s(attempt, None) for _ in range(200)]
+        assert 0.75 * most <= min(waits) < max(waits) <= most
+    assert 3.0 <= backoff_s(1, 3.0) <= 3.75
+
+
+def test_retry_after_holds_every_new_request(tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def answer(_body: Any, count: int) -> Any:
+        times.append(time.monotonic())
+        if count == 1:
+            return JSONResponse({"error": {"message": "slow"}}, status_code=429, headers={"retry-after-ms": "600"})
+        return "yes"
+
+    with serving(chat_app(answer)) as url:
+        _, tally = ask_all(url, tmp_path, 30, concurrency=2)
+    assert tally.rate_limited == 1 and tally.failed == 0
+    # Who was on the way already came through; all others waited.
+    assert sum(at - times[0] < 0.55 for at in times) <= 2
+
+
+def test_refusals_that_do_not_say_how_long_are_waited_out(tmp_path: Path) -> None:
+    """Forty a second are allowed and no Retry-After is given: none of the requests uses up its attempts."""
+    times: list[float] = []
+
+    def answer(_body: Any, _count: int) -> Any:
+        now = time.monotonic()
+        if sum(now - at < 0.25 for at in times) >= 10:
+            return JSONResponse({"error": {"message": "too many"}}, status_code=429)
+        times.append(now)
+        return "yes"
+
+    with serving(chat_app(answer)) as url:
+        _, tally = ask_all(url, tmp_path, 60)
+    assert tally.failed == 0 and 0 < tally.rate_limited < 60
+
+
+def test_server_that_asks_for_hours_ends_the_run(tmp_path: Path) -> None:
+    refusal = JSONResponse({"error": {"message": "daily limit"}}, status_code=429, headers={"retry-after": "7200"})
+    with serving(chat_app(lambda _body, _count: refusal)) as url, pytest.raises(UserError, match=r"120 minutes.*daily"):
+        ask_all(url, tmp_path, 5)
+
+
+def test_server_says_whether_to_retry(tmp_path: Path) -> None:
+    def answer(_body: Any, count: int) -> Any:
+        said = {"x-should-retry": "true" if count == 1 else "false"}
+        return JSONResponse({"error": {"message": "no"}}, status_code=400 if count == 1 else 500, headers=said)
+
+    app = chat_app(answer)
+    with serving(app) as url:
+        replies, _ = ask_all(url, tmp_path, 1)
+    assert replies[0].error == "HTTP 500: no" and app.state.counted["count"] == 2
+
+
+def test_limit_of_the_server_is_found(tmp_path: Path) -> None:
+    """A server that bears 12 at once, asked with a ceiling of 200: all are answered, at little more than its limit."""
+    with running_teacher(TeacherConfig(latency_ms=20, max_concurrency=12, retry_after_s=0.02)) as url:
+        _, tally = ask_all(url, tmp_path, 400, concurrency=200, retries=12)
+        refused = stats(url)["limited"]["concurrency"]
+    assert tally.failed == 0 and tally.rate_limited == refused < 300
+    assert tally.limit < 60 and tally.in_flight == tally.waiting == 0
+
+
+def test_tokens_a_minute_keep_within_the_servers_limit(tmp_path: Path) -> None:
+    """A server that counts as OpenAI does is asked so that it hardly ever refuses."""
+    # A request is counted as its prompt and its max_tokens, some 60: twenty a second.
+    with running_teacher(TeacherConfig(tokens_per_minute=72_000)) as url:
+        _, tally = ask_all(url, tmp_path, 60, tokens_per_minute=72_000, max_tokens=30)
+        refused = stats(url)["limited"]["tokens"]
+    assert tally.failed == 0 and refused <= 2
+
+
+def test_call_of_a_tool_is_an_answer(tmp_path: Path) -> None:
+    calls = [
+        {"id": "c1", "type": "function", "function": {"name": "alarm", "arguments": '{"at": 7}'}},
+        {"id": "c2", "type": "function", "function": {"name": "lamp", "arguments": {"on": True}}},
+    ]
+    sent: list[Any] = []
+
+    def answer(body: Any, _count: int) -> Any:
+        sent.append(body)
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        return JSONResponse({"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE})
+
+    tools = [{"type": "function", "function": {"name": "alarm"}}]
+    with serving(chat_app(answer)) as url:
+        extra = {"tools": tools, "tool_choice": "auto"}
+        live, _ = ask_all(url, tmp_path, 1, extra=extra)
+        cached, tally = ask_all(url, tmp_path, 1, extra=extra)
+    expected = (ToolCall("c1", "alarm", '{"at": 7}'), ToolCall("c2", "lamp", '{"on": true}'))
+    assert live[0].tool_calls == cached[0].tool_calls == expected
+    assert (live[0].text, live[0].finish_reason, live[0].cached, cached[0].cached) == ("", "tool_calls", False, True)
+    assert (sent[0]["tools"], sent[0]["tool_choice"], tally.from_cache) == (tools, "auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "refusal"),
+    [
+        ({"content": None, "refusal": "I cannot help with that."}, "stop", "I cannot help with that."),
+        ({"content": None}, "content_filter", "stopped by the teacher's content filter"),
+        ({"content": "Half of"}, "content_filter", "stopped by the teacher's content filter"),
+    ],
+)
+def test_refusal_is_an_answer_that_says_so(tmp_path: Path, message: Any, finish: str, refusal: str) -> None:
+    choice = {"message": {"role": "assistant"} | message, "finish_reason": finish}
+    app = chat_app(lambda _body, _count: JSONResponse({"choices": [choice], "usage": USAGE}))
+    with serving(app) as url:
+        replies, tally = ask_all(url, tmp_path, 1)
+    assert (replies[0].refusal, replies[0].error, replies[0].finish_reason) == (refusal, None, finish)
+    assert app.state.counted["count"] == 1 and tally.failed == 0
+    assert rows_of(tmp_path)[0].state == "done"
+
+
+def test_tokens_that_ran_out_before_any_text_are_not_paid_for_again(tmp_path: Path) -> None:
+    choice = {"message": {"role": "assistant", "content": None}, "finish_reason": "length"}
+    app = chat_app(lambda _body, _count: JSONResponse({"choices": [choice], "usage": USAGE}))
+    with serving(app) as url:
+        replies, _ = ask_all(url, tmp_path, 1)
+    assert (replies[0].text, replies[0].finish_reason, replies[0].error) == ("", "length", None)
+    assert app.state.counted["count"] == 1
+
+
+def test_log_probabilities_are_the_same_live_and_from_the_ledger(tmp_path: Path) -> None:
+    with running_teacher(TeacherConfig()) as url:
+        extra = {"logprobs": True, "top_logprobs": 5}
+        live, _ = ask_all(url, tmp_path, 3, extra=extra)
+        cached, tally = ask_all(url, tmp_path, 3, extra=extra)
+    assert tally.from_cache == 3
+    for one, other in zip(live, cached, strict=True):
+        assert one.logprobs and one.logprobs == other.logprobs
+        assert "".join(entry["token"] for entry in one.logprobs) == one.text
+        assert all(len(entry["top_logprobs"]) == 5 and "bytes" not in entry for entry in one.logprobs)
+
+
+def test_one_who_stops_waiting_does_not_stop_the_request(tmp_path: Path) -> None:
+    async def run(url: str) -> Tally:
+        teacher = Teacher(base_url=url)
+        with Ledger(tmp_path / "l.sqlite") as ledger:
+            async with connected(teacher, url, ledger) as client:
+                ask = Ask("e", "m", [{"role": "user", "content": "x"}], 0.0, 8, 0, 0)
+                task = asyncio.ensure_future(client.ask(ask))
+                while not client.tally.in_flight:
+                    await asyncio.sleep(0.001)
+                task.cancel()
+            return client.tally
+
+    with serving(chat_app(lambda _body, _count: time.sleep(0.2) or "yes")) as url:
+        assert asyncio.run(run(url)).requests == 1
+    assert [row.state for row in rows_of(tmp_path)] == ["done"]
+
+
+def test_same_request_from_two_is_sent_once(tmp_path: Path) -> None:
+    app = chat_app(lambda _body, _count: "yes")
+
+    async def run(url: str) -> None:
+        with Ledger(tmp_path / "l.sqlite") as ledger:
+            async with connected(Teacher(base_url=url), url, ledger) as client:
+                ask = Ask("e", "m", [{"role": "user", "content": "x"}], 0.0, 8, 0, 0)
+                replies = await asyncio.gather(*(client.ask(ask) for _ in range(5)))
+                assert {reply.text for reply in replies} == {"yes"}
+
+    with serving(app) as url:
+        asyncio.run(run(url))
+    assert app.state.counted["count"] == 1
+
+
+def test_money_is_zero_unless_both_prices_are_given(tmp_path: Path) -> None:
+    with serving(chat_app(lambda _body, _count: "yes")) as url:
+        _, tally = ask_all(url, tmp_path, 1, price_in=1.0)
+    assert tally.price == 0.0 and rows_of(tmp_path)[0].price is None
+
+
+_ASKING = """
+import asyncio, sys
+from pathlib import Path
+from pocketstill_pipeline.ledger import Ledger
+from pocketstill_pipeline.recipe import Teacher
+from pocketstill_pipeline.session import Session
+from pocketstill_pipeline.teacher.client import connected
+
+url, folder, question, requests = sys.argv[1:]
+teacher = Teacher(base_url=url, concurrency=16, price_in=1.0, price_out=2.0, retries=9)
+
+async def main():
+    with Ledger(Path(folder) / "l.sqlite") as ledger:
+        async with connected(teacher, url, ledger) as client:
+            session = Session(client, teacher, "e", 1)
+            ask = lambda i: session.ask([{"role": "user", "content": f"{question} {i}"}])
+            async for _ in session.map(ask, range(int(requests))):
+                pass
+
+asyncio.run(main())
+"""
+
+
+def start_asking(url: str, folder: Path, requests: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen([sys.executable, "-c", _ASKING, url, str(folder), COIN, str(requests)], env=environment)
+
+
+def answered(folder: Path) -> dict[str, Any]:
+    """The answered rows of a ledger that may be in use, or not there yet: text, price and attempts by key."""
+    if not (folder / "l.sqlite").exists():
+        return {}
+    return {
+        row.key: (json.loads(row.response)["choices"][0]["message"], row.price, row.attempts)
+        for row in rows_of(folder)
+        if row.state == "done"
+    }
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing_and_ask_nothing_twice(tmp_path: Path) -> None:
+    """kill -9 at random moments, with faults: in the end there is what one run would have brought, paid for once."""
+    requests, rng, kills, before = 2000, random.Random(11), 0, dict[str, Any]()
+    config = TeacherConfig(latency_ms=40, faults=0.2, fault_kinds=("rate_limit", "server_error", "cut", "malformed"))
+    with running_teacher(config) as url:
+        while kills < 20:
+            with start_asking(url, tmp_path / "cut", requests) as process:
+                so_far = stats(url)["requests"]
+                while stats(url)["requests"] < so_far + 20 and process.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(rng.random() * 0.2)
+                assert process.poll() is None, "it was done before it was killed"
+                process.kill()
+            kills += 1
+            now = answered(tmp_path / "cut")
+            # What was answered stays as it was: neither asked nor paid for again.
+            assert before.items() <= now.items() and len(now) > len(before)
+            before = now
+        for folder in ("cut", "whole"):
+            with start_asking(url, tmp_path / folder, requests) as process:
+                assert process.wait(300) == 0
+            if folder == "cut":
+                # Answered twice was only what was on its way at a kill: at most what may be at once.
+                assert stats(url)["answered_again"] <= 20 * 16
+    cut, whole = answered(tmp_path / "cut"), answered(tmp_path / "whole")
+    assert len(cut) == requests and before.items() <= cut.items()
+    assert {key: row[:2] for key, row in cut.items()} == {key: row[:2] for key, row in whole.items()}
