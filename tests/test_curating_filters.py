@@ -401,3 +401,9 @@ def test_each_filter_can_be_turned_off(more: dict[str, Any], off: dict[str, Any]
     item = elicited(**more)
     assert judge(item, Curate()) is not None
     assert judge(item, Curate(**off)) is None
+
+
+def test_a_rationale_that_is_a_program_is_not_read_as_prose() -> None:
+    program = "apples = 3\npears = 12 - 8\nanswer = apples + pears\nprint(99)"
+    found = elicited(rationale=program, completion=program, tags=("program",))
+    assert judge(found, Curate()) is None

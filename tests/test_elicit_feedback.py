@@ -436,8 +436,10 @@ def test_recipes_run_from_quote_to_training_table(tmp_path: Path, name: str) -> 
     recipe = recipe.model_copy(update={"skills": skills})
     quote = quote_of(recipe, build_questions(recipe), tmp_path)
     result = collect(recipe, tmp_path / "collect")
-    low, high = quote.requests
-    assert low <= result.requests + 1 and result.requests <= 3 * max(high, 1) and result.failed == 0
+    low, high = (sum(line.requests[at] for line in quote.lines) for at in (0, 1))
+    asked = result.requests + result.from_cache
+    # Equal replies are judged once, and what does not fit its form is asked for again: the quote knows of neither.
+    assert low <= asked + 16 and asked <= 1.2 * high + 16 and result.failed == 0
     kept = curate(recipe, tmp_path / "collect", tmp_path / "curate")
     assert kept.train > 0
     # Another pace, and answers from the ledger: the same samples, and nobody is asked again.

@@ -203,6 +203,24 @@ def test_token_f1_is_that_of_squad() -> None:
         ('Call Ana for 5 minutes.\nAnswer: {"who": "Ana", "minutes": 5}', "json", "", True),
         ('Call Ana.\nAnswer: {"who": "Bo"}', "json", "", False),
         ("7", "number", "", None),
+        (
+            "The coin was tails up. Ana does not flip the coin, so it remains tails up.\nAnswer: no",
+            "yes_no",
+            "A coin is tails up. Is the coin still heads up?",
+            True,
+        ),
+        (
+            "Ben did not turn it over, and so the coin is still heads up.\nAnswer: yes",
+            "yes_no",
+            "A coin is heads up. Is the coin still heads up?",
+            True,
+        ),
+        (
+            "Ana flips the coin, so it is not heads up.\nAnswer: no",
+            "yes_no",
+            "A coin is heads up. Is the coin still heads up?",
+            True,
+        ),
     ],
 )
 def test_rationale_leads_to(completion: str, kind: Kind, question: str, leads: bool | None) -> None:

@@ -206,10 +206,10 @@ def test_tasks_of_a_file_are_held_out_whole_and_bad_rows_are_listed(tmp_path: Pa
     found = elicited(made, tmp_path / "out")
     assert {item.tags[0] for item in found if item.split == "heldout"} == {"t3"}
     assert {item.tags[0] for item in found if item.split == "train" and item.tags} == {"t0", "t1", "t2", "t4"}
-    listed = [item.detail for item in found if item.reason == "bad_row"]
+    listed = [item.detail for item in found if item.reason == "unreadable_row"]
     assert len(listed) == 2 and all("tasks.jsonl" in detail for detail in listed)
     for item in found:
-        assert item.reason == "bad_row" or len({turn["content"] for turn in item.demonstrations[::2]}) == 4
+        assert item.reason == "unreadable_row" or len({turn["content"] for turn in item.demonstrations[::2]}) == 4
 
 
 def test_splits_of_a_file_are_kept_apart(tmp_path: Path) -> None:

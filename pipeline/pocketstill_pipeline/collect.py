@@ -45,8 +45,8 @@ class CollectResult:
     """What a collection holds. `price` is in the recipe's money, 0 when it gives no prices.
 
     `requests` were sent by the last run, to teacher and student, `from_cache` were answered before it; `failed` have
-    no answer. `samples` came of them, `usable` of these have nothing against them so far. `unreadable` rows of data files are
-    listed in unreadable.jsonl with file and line.
+    no answer. `samples` came of them, `usable` of these have nothing against them so far. `unreadable` rows of data
+    files are listed in unreadable.jsonl with file and line.
     """
 
     folder: Path

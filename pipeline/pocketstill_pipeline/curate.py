@@ -16,7 +16,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,13 @@ def _result(out: Path) -> CurateResult:
 
 
 def _samples(recipe: Recipe, collected: Path) -> Iterator[Elicited]:
-    for entry in entries_of(recipe):
+    """All samples; where there are several entries, an id begins with its entry's name."""
+    entries = entries_of(recipe)
+    for entry in entries:
         with (collected / SAMPLES / f"{entry.entry}.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
-                yield Elicited.from_dict(json.loads(line))
+                item = Elicited.from_dict(json.loads(line))
+                yield item if len(entries) == 1 else replace(item, id=f"{entry.entry}/{item.id}")
 
 
 def _check_left(recipe: Recipe, collected: Path, decided: Decided) -> None:

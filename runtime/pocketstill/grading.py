@@ -222,6 +222,7 @@ def _words(text: str) -> list[str]:
 # A yes/no question about one of these is answered by a statement that names it or its opposite.
 _OPPOSITES = {"heads": "tails", "true": "false", "on": "off", "open": "closed"}
 _OPPOSITES |= {opposite: word for word, opposite in _OPPOSITES.items()}
+_CLAUSE = re.compile(r"[,;:]|\b(?:so|but|and)\b")
 _NEGATION = re.compile(r"\b(?:not|never|no longer|cannot)\b|n't\b")
 
 
@@ -295,9 +296,11 @@ def _polarity(statement: str, question: str) -> str | None:
     asked = question.casefold().partition("?")[0].rpartition(".")[2]
     for state, opposite in _OPPOSITES.items():
         if re.search(rf"\b{state}\b", asked):
-            mentions = re.findall(rf"\b(?:{state}|{opposite})\b", statement)
-            if mentions:
-                return "yes" if (mentions[-1] == state) != bool(_NEGATION.search(statement)) else "no"
+            # What another clause denies ("Ana does not flip it, so it is tails up") says nothing of the state.
+            clauses = [part for part in _CLAUSE.split(statement) if re.search(rf"\b(?:{state}|{opposite})\b", part)]
+            if clauses:
+                last = re.findall(rf"\b(?:{state}|{opposite})\b", clauses[-1])[-1]
+                return "yes" if (last == state) != bool(_NEGATION.search(clauses[-1])) else "no"
     if _NEGATION.search(statement):
         return "no"
     return "yes" if re.search(r"\bstill\b", statement) else None

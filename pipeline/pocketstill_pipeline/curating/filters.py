@@ -40,6 +40,11 @@ def said(item: Elicited) -> str:
     return f"{item.rationale}\n{item.answer or ''}".strip()
 
 
+def _is_program(item: Elicited) -> bool:
+    """Whether the rationale is a program, which ran already: it is no prose to be read as such."""
+    return "program" in item.tags
+
+
 def judge(item: Elicited, rules: Curate) -> Verdict | None:
     """The first objection to an elicited thing, the route's own before all; None when there is none.
 
@@ -58,14 +63,14 @@ def _empty(item: Elicited, rules: Curate) -> Verdict | None:
 
 
 def _refused(item: Elicited, rules: Curate) -> Verdict | None:
-    if not rules.refusals or correct(item):
+    if not rules.refusals or _is_program(item) or correct(item):
         return None
     found = refuses(item.rationale or item.completion) or refuses(item.completion)
     return Verdict("refused", found) if found else None
 
 
 def _truncated(item: Elicited, rules: Curate) -> Verdict | None:
-    if not rules.midway or item.kind == "json":
+    if not rules.midway or item.kind == "json" or _is_program(item):
         return None
     # A graded answer is a few words without a full stop; a free reply is prose.
     text = item.rationale if item.rationale or item.gold is not None else (item.answer or "")
@@ -88,7 +93,7 @@ def _wrong(item: Elicited, rules: Curate) -> Verdict | None:
 
 
 def _mismatch(item: Elicited, rules: Curate) -> Verdict | None:
-    if not rules.rationale or not item.rationale or not item.answer:
+    if not rules.rationale or not item.rationale or not item.answer or _is_program(item):
         return None
     if item.kind == "text" and item.gold is None:
         return None
@@ -97,7 +102,7 @@ def _mismatch(item: Elicited, rules: Curate) -> Verdict | None:
 
 
 def _language(item: Elicited, rules: Curate) -> Verdict | None:
-    if rules.language == "any" or item.kind == "json":
+    if rules.language == "any" or item.kind == "json" or _is_program(item):
         return None
     wanted = None if rules.language == "question" else rules.language
     text = item.rationale if item.rationale and item.gold is not None else said(item)

@@ -285,7 +285,7 @@ class _Asked:
             answer=None,
             completion="",
             kind=self.skill.kind,
-            reason="bad_row",
+            reason="unreadable_row",
             detail=why,
         )
 

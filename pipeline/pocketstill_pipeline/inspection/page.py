@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pocketstill.errors import UserError
 from pocketstill_export.report import drawing
 from pocketstill_export.report.words import count, duration, label
+from pocketstill_pipeline.curating.leakage import as_text
 
 from . import figures
 from .reading import KEPT, UNJUDGED, Entry, Inspection
@@ -50,6 +51,7 @@ def _context(found: Inspection) -> dict[str, Any]:
                                             entry.fates.most_common(), good=KEPT)) for entry in found.entries
                        if entry.samples],
         "length_plots": [plot for entry in found.entries for plot in _lengths(entry)],
+        "leakage_said": as_text,
         "good": (KEPT, UNJUDGED),
     }  # fmt: skip
 

@@ -69,7 +69,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Asked:
-    """The ledger in figures, with that of the student's answers. Latencies in seconds, of answered requests; `failures` by reason."""
+    """The ledger in figures, with that of the student's answers.
+
+    Latencies are in seconds, of answered requests; `failures` are by reason.
+    """
 
     requests: int
     answered: int
@@ -136,11 +139,9 @@ def inspect_run(root: Path) -> Inspection:
     if not (collected / QUESTIONS).is_file():
         raise UserError(f"{root}: nothing was collected there; give the folder of a run, such as runs/pocket")
     fates = _fates(root / "curate")
-    entries: list[Entry] = []
     gathered = _Gathered()
-    for path in sorted((collected / SAMPLES).glob("*"), key=lambda path: path.stat().st_mtime_ns):
-        if path.suffix in (".jsonl", ".partial"):
-            entries.append(_entry(path, fates, gathered))
+    paths = sorted((collected / SAMPLES).glob("*"), key=lambda path: path.stat().st_mtime_ns)
+    entries = [_entry(path, fates, gathered, alone=len(paths) == 1) for path in paths]
     with (collected / QUESTIONS).open(encoding="utf-8") as lines:
         questions = sum(1 for _ in lines)
     leaks = root / "curate" / _LEAKS
@@ -159,15 +160,15 @@ def inspect_run(root: Path) -> Inspection:
     )
 
 
-def _fates(curated: Path) -> dict[tuple[str, str], tuple[str, str]] | None:
-    """Why curation rejected a sample, by its method and id; None when nothing is curated."""
+def _fates(curated: Path) -> dict[str, tuple[str, str]] | None:
+    """Why curation rejected a sample, by its id; None when nothing is curated."""
     if read_manifest(curated) is None:
         return None
     rows = read_parquet(curated / REJECTS)
-    return {(row["method"], row["id"]): (row["reason"], row["detail"] or "") for row in rows}
+    return {row["id"]: (row["reason"], row["detail"] or "") for row in rows}
 
 
-def _entry(path: Path, fates: dict[tuple[str, str], tuple[str, str]] | None, gathered: _Gathered) -> Entry:
+def _entry(path: Path, fates: dict[str, tuple[str, str]] | None, gathered: _Gathered, *, alone: bool) -> Entry:
     entry = Entry(path.stem, "", "", path.suffix == ".jsonl")
     for item in _samples(path):
         entry.method, entry.route = item.method, item.route
@@ -176,7 +177,8 @@ def _entry(path: Path, fates: dict[tuple[str, str], tuple[str, str]] | None, gat
         if fates is None:
             fate, detail = item.reason or UNJUDGED, item.detail
         else:
-            fate, detail = fates.get((item.method, item.id), (KEPT, ""))
+            # Curation tells the samples of several entries apart by their names.
+            fate, detail = fates.get(item.id if alone else f"{entry.name}/{item.id}", (KEPT, ""))
         entry.fates[fate] += 1
         for name, text in (("question", item.question), ("rationale", item.rationale), ("answer", item.answer or "")):
             if text and len(entry.words[name]) < _MOST_VALUES:

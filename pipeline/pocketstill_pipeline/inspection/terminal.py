@@ -9,6 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from pocketstill_pipeline.curating.leakage import as_text
+
 from .reading import KEPT, UNJUDGED, Entry, Group, Inspection, Shown
 
 _LONGEST, _NARROWEST = 600, 44
@@ -22,6 +24,8 @@ def show(found: Inspection, console: Console, *, groups: int, reason: str | None
     console.print(_funnel(found))
     console.print(_reasons(found))
     console.print(_lengths(found))
+    for skill, report in (found.leakage or {}).items():
+        console.print(as_text(report, f"leakage of {skill}"), markup=False)
     for row in found.unreadable[:5]:
         console.print(f"[red]unreadable[/] {row['where']}: {row['why']}")
     if len(found.unreadable) > 5:
