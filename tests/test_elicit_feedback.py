@@ -148,10 +148,11 @@ def test_settings_that_cannot_be_are_told(entry: dict[str, Any], said: str) -> N
         recipe_of(None, ARITHMETIC, elicit=[entry])
 
 
-def test_an_entry_of_nothing_earlier_is_told(tmp_path: Path) -> None:
-    recipe = recipe_of({"base_url": "http://127.0.0.1:9/v1"}, ARITHMETIC, elicit=[{"method": "rank", "of": "nobody"}])
-    with pytest.raises(UserError, match="'nobody'"):
-        collect(recipe, tmp_path)
+@pytest.mark.parametrize("before", [[], [{"method": "zero_shot_cot", "name": "replies"}]])
+def test_an_entry_of_nothing_earlier_is_told_before_any_request(before: list[dict[str, Any]]) -> None:
+    earlier = "replies" if before else "none"
+    with pytest.raises(ValueError, match=rf"'rank' is of 'nobody'; earlier entries: {earlier}"):
+        recipe_of(None, ARITHMETIC, elicit=[*before, {"method": "rank", "of": "nobody"}])
 
 
 def better(content: str, by: Callable[[prompts.AskedPair], str]) -> str:

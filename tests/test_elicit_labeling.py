@@ -109,7 +109,7 @@ def few_shots(out: Path) -> list[tuple[str, list[Shot]]]:
 
 
 def test_examples_of_an_earlier_entry_are_its_right_samples(tmp_path: Path, teachers: Teachers) -> None:
-    recipe = few_shot_recipe(teachers(0.12, 0.2), source="zero_shot_cot", shots=4)
+    recipe = few_shot_recipe(teachers(0.12, 0.2), of="zero_shot_cot", shots=4)
     made = samples_of(recipe, tmp_path)
     good = {sample["messages"][0]["content"]: sample["answer"] for sample in made["zero_shot_cot"] if right(sample)}
     asked = few_shots(tmp_path)
@@ -122,7 +122,7 @@ def test_examples_of_an_earlier_entry_are_its_right_samples(tmp_path: Path, teac
 
 def test_examples_are_shuffled_or_drawn_anew_only_on_demand(tmp_path: Path, teachers: Teachers) -> None:
     def orders(name: str, **entry: Any) -> tuple[int, int]:
-        samples_of(few_shot_recipe(teachers(0.12, 0.2), 20, source="zero_shot_cot", **entry), tmp_path / name)
+        samples_of(few_shot_recipe(teachers(0.12, 0.2), 20, of="zero_shot_cot", **entry), tmp_path / name)
         shown = [[shot.question for shot in shots] for _, shots in few_shots(tmp_path / name)]
         return len({tuple(texts) for texts in shown}), len({frozenset(texts) for texts in shown})
 
@@ -156,7 +156,7 @@ def test_the_teacher_follows_the_form_of_the_examples(form: str, tmp_path: Path,
 
 
 def test_the_student_is_asked_k_shot_on_demand(tmp_path: Path, teachers: Teachers) -> None:
-    made = samples_of(few_shot_recipe(teachers(0.12, 0.2), source="zero_shot_cot", shots=2, keep_shots=True), tmp_path)[
+    made = samples_of(few_shot_recipe(teachers(0.12, 0.2), of="zero_shot_cot", shots=2, keep_shots=True), tmp_path)[
         "few_shot_cot"
     ]
     for sample in made:
@@ -167,7 +167,7 @@ def test_the_student_is_asked_k_shot_on_demand(tmp_path: Path, teachers: Teacher
 
 def test_few_shot_rejects_what_is_not_in_form(tmp_path: Path, teachers: Teachers) -> None:
     first = {"method": "zero_shot_cot", "samples": 1}
-    entry = {"method": "few_shot_cot", "source": "zero_shot_cot", "samples": 3}
+    entry = {"method": "few_shot_cot", "of": "zero_shot_cot", "samples": 3}
     made = samples_of(recipe_of(teachers(0.0, 1.0), skills=[ARITHMETIC], elicit=[first, entry]), tmp_path)[
         "few_shot_cot"
     ]
@@ -184,10 +184,10 @@ def test_examples_that_are_too_few_are_said_to_be(tmp_path: Path, teachers: Teac
     entry = {"method": "few_shot_cot", "examples": str(path), "shots": 2}
     with pytest.raises(UserError, match="has 1 examples of 'arithmetic', fewer than shots = 2"):
         collect(recipe_of(teachers(0.12, 0.2), skills=[ARITHMETIC], elicit=[entry]), tmp_path / "out")
-    with pytest.raises(UserError, match="no earlier entry is called 'none'"):
-        collect(few_shot_recipe(teachers(0.12, 0.2), source="none"), tmp_path / "out")
-    with pytest.raises(ValueError, match="either examples, a file, or source"):
-        few_shot_recipe(EMBEDDED, source="zero_shot_cot", examples="x.jsonl")
+    with pytest.raises(ValueError, match="is of 'none'; earlier entries: zero_shot_cot"):
+        few_shot_recipe(teachers(0.12, 0.2), of="none")
+    with pytest.raises(ValueError, match="either examples, a file, or of"):
+        few_shot_recipe(EMBEDDED, of="zero_shot_cot", examples="x.jsonl")
 
 
 def test_chosen_examples_differ() -> None:
@@ -305,7 +305,7 @@ def test_a_question_has_several_rationales_and_each_is_kept_once(tmp_path: Path,
 
 
 RESUMED: dict[str, Callable[[], Recipe]] = {
-    "few_shot": lambda: few_shot_recipe(EMBEDDED, source="zero_shot_cot", redraw=True),
+    "few_shot": lambda: few_shot_recipe(EMBEDDED, of="zero_shot_cot", redraw=True),
     "voices": lambda: recipe_of(skills=[ARITHMETIC], elicit=[{"method": "system_messages"}]),
     "programs": lambda: program_recipe(EMBEDDED, rationale="text", cpu_s=0.2, samples=1),
     "tools": lambda: tools_recipe(EMBEDDED, results=True),

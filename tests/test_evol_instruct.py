@@ -144,7 +144,7 @@ def test_only_the_chosen_operations_are_drawn(tmp_path: Path) -> None:
 def test_instructions_of_an_earlier_entry_are_evolved(tmp_path: Path) -> None:
     entries = [
         {"method": "self_instruct", "skill": "instructions", "seeds": str(SEEDS), "count": 30, "requests": 4},
-        {"method": "evol_instruct", "skill": "instructions", "entry_of": "self_instruct", "limit": 12, "rounds": 2},
+        {"method": "evol_instruct", "skill": "instructions", "of": "self_instruct", "limit": 12, "rounds": 2},
     ]
     collect(recipe_of({"max_tokens": 1024}, [SKILL], elicit=entries), tmp_path)
     made = {asked(row) for row in samples(tmp_path, "self_instruct") if "reason" not in row}
@@ -165,7 +165,7 @@ def test_it_needs_something_to_start_from() -> None:
     with pytest.raises(ValidationError, match="needs instructions to start from"):
         recipe(seeds="")
     with pytest.raises(ValidationError, match="needs a limit"):
-        recipe(seeds="", entry_of="self_instruct")
+        recipe(seeds="", of="self_instruct")
 
 
 def test_unknown_skill_is_an_error_before_anything_is_asked(tmp_path: Path) -> None:

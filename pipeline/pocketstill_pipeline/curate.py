@@ -87,6 +87,7 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
             f"{out}: cannot be written ({error.strerror or error}); free some space or mend the path"
         ) from None
     stats = written.statistics.result() | {"decontamination": decided.suites, "selected_by": decided.score_basis}
+    stats["made_again"] = sorted({entry.replaces for entry in entries_of(recipe)} - {""})
     write_json(out / STATS, stats)
     write_json(out / LEAKAGE, _leakage(recipe, questions, written))
     counts = written.counts | {
@@ -134,9 +135,15 @@ def _result(out: Path) -> CurateResult:
 
 
 def _samples(recipe: Recipe, collected: Path) -> Iterator[Elicited]:
-    """All samples; where there are several entries, an id begins with its entry's name."""
+    """All samples; where there are several entries, an id begins with its entry's name.
+
+    An entry that a later one made again with more to it, such as scores, is left to that one.
+    """
     entries = entries_of(recipe)
+    again = {entry.replaces for entry in entries}
     for entry in entries:
+        if entry.entry in again:
+            continue
         with (collected / SAMPLES / f"{entry.entry}.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 item = Elicited.from_dict(json.loads(line))

@@ -223,6 +223,10 @@ class Recipe(Section):
         twice = next((name for name in entries if entries.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two [[elicit]] entries are called {twice!r}; give each a name of its own")
+        for index, entry in enumerate(self.elicit):
+            if entry.builds_on and entry.builds_on not in entries[:index]:
+                made = ", ".join(entries[:index]) or "none"
+                raise ValueError(f"[[elicit]] {entry.entry!r} is of {entry.builds_on!r}; earlier entries: {made}")
         priced = self.teacher.price_in is not None and self.teacher.price_out is not None
         if self.budget.money is not None and not priced:
             raise ValueError("budget.money needs teacher.price_in and teacher.price_out, money for a million tokens")

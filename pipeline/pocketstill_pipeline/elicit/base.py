@@ -42,6 +42,16 @@ class Settings(Section):
         return {name: path for name, path in named.items() if path and not path.startswith("hf:")}
 
     @property
+    def builds_on(self) -> str:
+        """The earlier entry whose samples it takes; "" for none."""
+        return str(getattr(self, "of", ""))
+
+    @property
+    def replaces(self) -> str:
+        """The earlier entry all of whose samples it yields again, with more to them; "" for none."""
+        return ""
+
+    @property
     def entry(self) -> str:
         """The name that later entries and the samples' file know it by."""
         return self.name or self.method

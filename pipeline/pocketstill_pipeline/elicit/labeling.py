@@ -55,7 +55,7 @@ class FewShot(Settings):
     skills: list[str] = Field(default_factory=list, description="whose questions; all when left out")
     shots: int = Field(4, ge=1, le=_POOL, description="k, examples before each question")
     examples: str = Field("", description="JSONL file of question, rationale, answer and, if it has several, skill")
-    source: str = Field("", description="or an earlier entry, whose right samples are the examples")
+    of: str = Field("", description="or an earlier [[elicit]] entry, whose right samples are the examples")
     shuffle: bool = Field(False, description="the examples in another order for each sample")
     redraw: bool = Field(False, description="other examples for each sample, from a pool of 32")
     form: Form = Field("turns", description="turns of a chat, or one text as in the paper")
@@ -63,8 +63,8 @@ class FewShot(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> FewShot:
-        if bool(self.examples) == bool(self.source):
-            raise ValueError("few_shot_cot needs either examples, a file, or source, an earlier entry")
+        if bool(self.examples) == bool(self.of):
+            raise ValueError("few_shot_cot needs either examples, a file, or of, an earlier entry")
         return self
 
 
@@ -133,14 +133,14 @@ def _pools(settings: FewShot, context: Context, questions: Iterable[Question]) -
         found = _from_file(Path(settings.examples), skills)
     else:
         found = {skill: [] for skill in skills}
-        for skill, shots in _from_entry(settings.source, context).items():
+        for skill, shots in _from_entry(settings.of, context).items():
             # A skill's unseen part is asked with the skill's own examples.
             for name in (skill, f"{skill}_unseen"):
                 if name in found:
                     found[name] = different(shots, _POOL)
     for skill, shots in found.items():
         if len(shots) < settings.shots:
-            where = settings.examples or f"the entry {settings.source!r}"
+            where = settings.examples or f"the entry {settings.of!r}"
             raise UserError(
                 f"elicit {settings.entry}: {where} has {len(shots)} examples of {skill!r}, fewer than "
                 f"shots = {settings.shots}; add some, or lower it"

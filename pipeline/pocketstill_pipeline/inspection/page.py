@@ -14,7 +14,7 @@ from pocketstill_export.report.words import count, duration, label
 from pocketstill_pipeline.curating.leakage import as_text
 
 from . import figures
-from .reading import KEPT, UNJUDGED, Entry, Inspection
+from .reading import FINE, KEPT, Entry, Inspection
 
 # The page looks like the reports, whose style sheet it takes.
 _LOOKS = Path(drawing.__file__).parent
@@ -46,13 +46,13 @@ def _context(found: Inspection) -> dict[str, Any]:
         "headline": _headline(found),
         "samples": sum(fates.values()),
         "kept": fates[KEPT],
-        "reasons": [(reason, n) for reason, n in fates.most_common() if reason not in (KEPT, UNJUDGED)],
+        "reasons": [(reason, n) for reason, n in fates.most_common() if reason not in FINE],
         "fate_plots": [(entry, figures.bars(_id(f"fates-{entry.name}"), f"fates of {entry.name}",
                                             entry.fates.most_common(), good=KEPT)) for entry in found.entries
                        if entry.samples],
         "length_plots": [plot for entry in found.entries for plot in _lengths(entry)],
         "leakage_said": as_text,
-        "good": (KEPT, UNJUDGED),
+        "good": FINE,
     }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def _headline(found: Inspection) -> str:
     said = count(samples, "sample") + (f" from {count(found.questions, 'question')}" if found.questions else "")
     if not found.curated:
         return f"{said}, {sum(entry.usable for entry in found.entries):,} of them usable so far."
-    worst = next((reason for reason, _ in fates.most_common() if reason != KEPT), None)
+    worst = next((reason for reason, _ in fates.most_common() if reason not in FINE), None)
     more = f"; most of the others are dropped as {label(worst)}" if worst else ""
     return f"{said}, {fates[KEPT] / samples:.1%} kept{more}."
 

@@ -14,12 +14,14 @@ from pocketstill.errors import UserError
 from pocketstill.files import read_json
 from pocketstill.manifest import read_manifest
 from pocketstill_pipeline.collect import LEDGER, QUESTIONS, SAMPLES, UNREADABLE
-from pocketstill_pipeline.curate import REJECTS
+from pocketstill_pipeline.curate import REJECTS, STATS
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import Ledger, Row
 from pocketstill_pipeline.tables import read_parquet
 
-KEPT, UNJUDGED = "kept", "not curated yet"
+KEPT, UNJUDGED, AGAIN = "kept", "not curated yet", "made again by a later entry"
+# What became of a sample that was not dropped.
+FINE = (KEPT, UNJUDGED, AGAIN)
 # What is remembered of a big collection for the page.
 _GROUPS, _GROUP_SAMPLES, _DROPS, _MOST_VALUES = 6, 6, 3, 20_000
 _LEAKS = "leakage.json"
@@ -141,7 +143,12 @@ def inspect_run(root: Path) -> Inspection:
     fates = _fates(root / "curate")
     gathered = _Gathered()
     paths = sorted((collected / SAMPLES).glob("*"), key=lambda path: path.stat().st_mtime_ns)
-    entries = [_entry(path, fates, gathered, alone=len(paths) == 1) for path in paths]
+    again = set(read_json(root / "curate" / STATS)["made_again"]) if fates is not None else set()
+    entries = []
+    for path in paths:
+        # Curation tells the samples of several entries apart by their names.
+        prefix = "" if len(paths) == 1 else f"{path.stem}/"
+        entries.append(_entry(path, fates, prefix, gathered, again=path.stem in again))
     with (collected / QUESTIONS).open(encoding="utf-8") as lines:
         questions = sum(1 for _ in lines)
     leaks = root / "curate" / _LEAKS
@@ -168,7 +175,9 @@ def _fates(curated: Path) -> dict[str, tuple[str, str]] | None:
     return {row["id"]: (row["reason"], row["detail"] or "") for row in rows}
 
 
-def _entry(path: Path, fates: dict[str, tuple[str, str]] | None, gathered: _Gathered, *, alone: bool) -> Entry:
+def _entry(
+    path: Path, fates: dict[str, tuple[str, str]] | None, prefix: str, gathered: _Gathered, *, again: bool
+) -> Entry:
     entry = Entry(path.stem, "", "", path.suffix == ".jsonl")
     for item in _samples(path):
         entry.method, entry.route = item.method, item.route
@@ -177,8 +186,7 @@ def _entry(path: Path, fates: dict[str, tuple[str, str]] | None, gathered: _Gath
         if fates is None:
             fate, detail = item.reason or UNJUDGED, item.detail
         else:
-            # Curation tells the samples of several entries apart by their names.
-            fate, detail = fates.get(item.id if alone else f"{entry.name}/{item.id}", (KEPT, ""))
+            fate, detail = (AGAIN, "") if again else fates.get(prefix + item.id, (KEPT, ""))
         entry.fates[fate] += 1
         for name, text in (("question", item.question), ("rationale", item.rationale), ("answer", item.answer or "")):
             if text and len(entry.words[name]) < _MOST_VALUES:
@@ -208,7 +216,7 @@ class _Gathered:
 
     def add(self, entry: str, item: Elicited, fate: str, detail: str) -> None:
         shown = Shown(item.rationale, item.answer or "", item.completion, fate, detail, dict(item.scores))
-        if fate not in (KEPT, UNJUDGED):
+        if fate not in FINE:
             drops = self.drops.setdefault(fate, [])
             if len(drops) < _DROPS:
                 drops.append(shown)

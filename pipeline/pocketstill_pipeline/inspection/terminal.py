@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pocketstill_pipeline.curating.leakage import as_text
 
-from .reading import KEPT, UNJUDGED, Entry, Group, Inspection, Shown
+from .reading import FINE, KEPT, Entry, Group, Inspection, Shown
 
 _LONGEST, _NARROWEST = 600, 44
 
@@ -65,11 +65,11 @@ def _funnel(found: Inspection) -> Table:
 
 def _reasons(found: Inspection) -> Table:
     table = Table("reason", title="what was dropped, and why", title_justify="left")
-    dropped = [entry for entry in found.entries if set(entry.fates) - {KEPT, UNJUDGED}]
+    dropped = [entry for entry in found.entries if set(entry.fates) - set(FINE)]
     for entry in dropped:
         table.add_column(entry.name, justify="right")
     for reason, _ in found.fates().most_common():
-        if reason not in (KEPT, UNJUDGED):
+        if reason not in FINE:
             table.add_row(reason, *(_share(entry, reason) for entry in dropped))
     return table
 
@@ -103,6 +103,6 @@ def _panel(shown: Shown, width: int) -> Panel:
     said = f"{text[:_LONGEST]}\n--> {shown.answer[:_LONGEST]}" if shown.rationale else text[:_LONGEST]
     scores = [f"{name} {score:g}" for name, score in shown.scores.items()]
     why = ", ".join(part for part in (shown.detail[:200], *scores) if part)
-    colour = "green" if shown.fate == KEPT else "yellow" if shown.fate == UNJUDGED else "red"
+    colour = "green" if shown.fate == KEPT else "yellow" if shown.fate in FINE else "red"
     parts = [Text(said)] + ([Text(why, style="dim")] if why else [])
     return Panel(Lines(*parts), title=f"[{colour}]{shown.fate}[/]", width=width)

@@ -48,7 +48,7 @@ class EvolInstruct(Settings):
     skill: str = Field(description="that the examples count as")
     seeds: str = Field("", description="JSONL of instructions, with instances if wanted")
     skills: list[str] = Field(default_factory=list, description="whose training questions are evolved")
-    entry_of: str = Field("", description="an earlier [[elicit]] entry whose instructions are evolved")
+    of: str = Field("", description="an earlier [[elicit]] entry whose instructions are evolved")
     limit: int | None = Field(None, ge=1, description="most instructions to start from")
     rounds: int = Field(4, ge=1, description="M, rounds of evolution")
     operations: list[Operation] = Field(default_factory=lambda: list(OPERATIONS), min_length=1)
@@ -56,9 +56,9 @@ class EvolInstruct(Settings):
 
     @model_validator(mode="after")
     def _from_somewhere(self) -> EvolInstruct:
-        if not (self.seeds or self.skills or self.entry_of):
-            raise ValueError("evol_instruct needs instructions to start from: seeds, skills or entry_of")
-        if self.entry_of and self.limit is None:
+        if not (self.seeds or self.skills or self.of):
+            raise ValueError("evol_instruct needs instructions to start from: seeds, skills or of")
+        if self.of and self.limit is None:
             raise ValueError("evol_instruct of an earlier entry needs a limit, so that its cost is known beforehand")
         return self
 
@@ -134,9 +134,9 @@ def _texts(settings: EvolInstruct, context: Context) -> Iterator[tuple[str, str]
         for question in context.of_skill(skill):
             if question.split == "train":
                 yield question.id, question.text
-    if settings.entry_of:
+    if settings.of:
         groups: set[str] = set()
-        for item in context.earlier(settings.entry_of):
+        for item in context.earlier(settings.of):
             # One instance of each instruction.
             if item.reason is None and item.split == "train" and (item.group or item.question) not in groups:
                 groups.add(item.group or item.question)
@@ -213,10 +213,10 @@ def _elicited(settings: EvolInstruct, start: Start, number: int, evolved: Evolve
 
 def plan(settings: EvolInstruct, context: Context) -> list[Planned]:
     """Up to three requests a round and instruction: evolve, compare, answer."""
-    known = [start.text for start in starts(settings.model_copy(update={"entry_of": ""}), context)]
+    known = [start.text for start in starts(settings.model_copy(update={"of": ""}), context)]
     size = sum(map(count_tokens, known)) / len(known) if known else 40.0
     chains = len(known), len(known)
-    if settings.entry_of:
+    if settings.of:
         # How many instructions an earlier entry will make is known by the limit alone.
         chains = len(known), (settings.limit or 0) * (settings.samples or 1)
     every = (chains[0] * settings.rounds, chains[1] * settings.rounds)
