@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from pocketstill.errors import UserError
 from pocketstill_pipeline import problems
-from pocketstill_pipeline.distill import distill, train
+from pocketstill_pipeline.distill import distill, train, weighted_pass
 from pocketstill_pipeline.optimizers import make_optimizer, schedule, split_parameters
 from pocketstill_pipeline.recipe import NewStudent, Recipe, Skill, Student, Train
 
@@ -122,3 +123,11 @@ def test_checkpoint_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 def test_distill_before_curate_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `pocketstill curate` first"):
         distill(recipe(), tmp_path, tmp_path / "out")
+
+
+def test_an_example_is_seen_as_often_as_its_weight() -> None:
+    rng = random.Random(3)
+    learnt = [(([index], ((0, 1),)), weight) for index, weight in enumerate((2.5, 1.0, 0.25, 3.0))]
+    seen = Counter(ids[0] for _ in range(2000) for ids, _ in weighted_pass(learnt, rng))
+    assert [seen[1], seen[3]] == [2000, 6000]
+    assert [seen[0] / 2000, seen[2] / 2000] == pytest.approx([2.5, 0.25], abs=0.04)

@@ -89,7 +89,8 @@ def train(recipe: Recipe, rows: list[dict[str, Any]], out: Path, *, inputs: dict
         tokenizer, recipe.student.template, rows,
         shots=recipe.train.shots, learn_demonstrations=recipe.train.learn_demonstrations,
     )  # fmt: skip
-    learnt, dev = _split_dev(encoded, recipe.seed)
+    weights = [float(row.get("weight", 1.0)) for row in rows]
+    learnt, dev = _split_dev(list(zip(encoded, weights, strict=True)), recipe.seed)
     length = _row_length(encoded, recipe)
     packed = _fill(learnt, length, recipe)
     trainer = _trainer(recipe, model, tokenizer, packed, dev, length, out)
@@ -133,22 +134,31 @@ def _base_files(recipe: Recipe) -> dict[str, str]:
     return {f"base/{path.name}": sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def _split_dev(encoded: list[Encoded], seed: int) -> tuple[list[Encoded], list[Encoded]]:
+Weighted = tuple[Encoded, float]
+
+
+def _split_dev(examples: list[Weighted], seed: int) -> tuple[list[Weighted], list[Encoded]]:
     """Keep a fiftieth (at most 400) of the training examples for the dev loss of the curve."""
-    order = list(encoded)
+    order = list(examples)
     random.Random(seed).shuffle(order)
     count = min(400, len(order) // 50)
-    return order[count:], order[:count] or order[:1]
+    return order[count:], [encoded for encoded, _ in order[:count] or order[:1]]
 
 
-def _fill(learnt: list[Encoded], length: int, recipe: Recipe) -> list[list[Encoded]]:
+def weighted_pass(learnt: list[Weighted], rng: random.Random) -> list[Encoded]:
+    """One pass: each example as often as its weight, whose fraction is drawn. On average that is a weighted loss."""
+    times = (int(weight) + (rng.random() < weight % 1 if weight % 1 else 0) for _, weight in learnt)
+    return [encoded for (encoded, _), count in zip(learnt, times, strict=True) for _ in range(count)]
+
+
+def _fill(learnt: list[Weighted], length: int, recipe: Recipe) -> list[list[Encoded]]:
     """As many passes over the examples as the token budget takes, each packed in another order."""
     rng = random.Random(recipe.seed)
     rows: list[list[Encoded]] = []
     tokens = 0
     while tokens < recipe.train.tokens:
-        once = pack(learnt, length, rng)
-        if not once:
+        once = pack(weighted_pass(learnt, rng), length, rng)
+        if not once and not any(len(ids) <= length for (ids, _), _ in learnt):
             raise UserError(f"every example is longer than student.context_length ({length} tokens); raise it")
         rng.shuffle(once)
         for row in once:

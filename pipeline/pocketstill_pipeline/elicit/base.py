@@ -20,7 +20,7 @@ R = TypeVar("R")
 Model = TypeVar("Model", bound=BaseModel)
 # How often an answer that does not fit its schema is asked for again, each time as another sample.
 _SCHEMA_RETRIES = 2
-_RETRY_SAMPLE = 1000
+_RETRY_SAMPLE, _RETRY_TEMPERATURE = 1000, 0.7
 
 
 class Settings(Section):
@@ -169,7 +169,8 @@ async def ask_json(
 ) -> tuple[Model | None, Reply]:
     """A structured answer: JSON by the schema of a pydantic model; None with the last reply when none fits.
 
-    An answer that does not fit is asked for again, up to twice, as another sample.
+    An answer that does not fit is asked for again, up to twice, as another sample; what was asked greedily then at a
+    temperature, since the same would come back.
     """
     form = {
         "type": "json_schema",
@@ -180,6 +181,7 @@ async def ask_json(
         found = _fitting(schema, reply)
         if found is not None or reply.error is not None or again > _SCHEMA_RETRIES:
             return found, reply
+        options["temperature"] = options.get("temperature") or _RETRY_TEMPERATURE
         reply = await asker.ask(messages, sample=sample + _RETRY_SAMPLE * again, response_format=form, **options)
     return None, reply
 
