@@ -7,7 +7,7 @@ BUNDLE ?= runs/$(basename $(notdir $(RECIPE)))/device
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers device test lint format bench bench-export chat base clean
+.PHONY: help setup peers device test lint format bench bench-export bench-collect chat base clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -73,6 +73,9 @@ $(PEERS)/%/.installed: benchmarks/peers/%.txt
 
 bench-export: peers $(PEERS)/optimum/.installed $(PEERS)/exporters/.installed ## Measure the export beside its peers.
 	$(BIN)/python benchmarks/bench_export.py
+
+bench-collect: setup $(PEERS)/curator/.installed $(PEERS)/distilabel/.installed ## Measure the collection beside its peers.
+	$(BIN)/python benchmarks/bench_collect.py
 
 chat: setup ## Talk to the bundle.
 	$(BIN)/pocketstill chat $(BUNDLE)

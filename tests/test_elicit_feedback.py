@@ -24,7 +24,7 @@ from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.prompts import asked_question
 from pocketstill_pipeline.questions import build_questions
-from pocketstill_pipeline.quote import quote_of
+from pocketstill_pipeline.quote import plans_of, quote_of
 from pocketstill_pipeline.recipe import Recipe, load_recipe
 from pocketstill_pipeline.teacher.embedded.feedback import merit, wrong_step
 
@@ -435,7 +435,7 @@ def test_recipes_run_from_quote_to_training_table(tmp_path: Path, name: str) -> 
     recipe = load_recipe(RECIPES / f"{name}.toml")
     skills = [skill.model_copy(update={"questions": 8, "heldout": 2}) for skill in recipe.skills]
     recipe = recipe.model_copy(update={"skills": skills})
-    quote = quote_of(recipe, build_questions(recipe), tmp_path)
+    quote = quote_of(recipe, plans_of(recipe, build_questions(recipe), tmp_path), tmp_path)
     result = collect(recipe, tmp_path / "collect")
     low, high = (sum(line.requests[at] for line in quote.lines) for at in (0, 1))
     asked = result.requests + result.from_cache

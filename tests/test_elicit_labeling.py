@@ -34,7 +34,7 @@ from pocketstill_pipeline.elicit.prompts.labeling import (
     system_request,
 )
 from pocketstill_pipeline.questions import build_questions
-from pocketstill_pipeline.quote import quote_of
+from pocketstill_pipeline.quote import plans_of, quote_of
 from pocketstill_pipeline.recipe import Recipe, load_recipe
 from pocketstill_pipeline.tables import read_parquet
 from pocketstill_pipeline.teacher import TeacherConfig
@@ -337,7 +337,7 @@ def test_the_recipes_run_in_small_and_keep_to_their_quote(name: str, tmp_path: P
     recipe = load_recipe(RECIPES / f"{name}.toml")
     small = [skill.model_copy(update={"questions": 16, "heldout": 4}) for skill in recipe.skills]
     recipe = recipe.model_copy(update={"skills": small})
-    quote = quote_of(recipe, build_questions(recipe), tmp_path / "collect")
+    quote = quote_of(recipe, plans_of(recipe, build_questions(recipe), tmp_path), tmp_path)
     found = collect(recipe, tmp_path / "collect")
     assert found.failed == 0
     low, high = quote.requests

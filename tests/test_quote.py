@@ -14,7 +14,7 @@ from pocketstill.errors import UserError
 from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.questions import build_questions
-from pocketstill_pipeline.quote import Quote, duration, quote_of, span
+from pocketstill_pipeline.quote import Quote, duration, plans_of, quote_of, span
 from pocketstill_pipeline.recipe import Recipe
 from pocketstill_pipeline.teacher import TeacherConfig
 from pocketstill_pipeline.teacher.server import running_teacher
@@ -25,7 +25,7 @@ SKILLS = [{"name": "arithmetic", "kind": "number", "questions": 120, "heldout": 
 
 
 def quoted(recipe: Recipe, collected: Path) -> Quote:
-    return quote_of(recipe, build_questions(recipe), collected)
+    return quote_of(recipe, plans_of(recipe, build_questions(recipe), collected), collected)
 
 
 def spent(folder: Path) -> float:

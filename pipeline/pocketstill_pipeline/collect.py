@@ -17,7 +17,7 @@ from pocketstill.errors import UserError
 from pocketstill.files import sha256_file
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 
-from .elicit.base import Context, Settings
+from .elicit.base import Context, Planned, Settings
 from .elicit.methods import METHODS
 from .elicit.zero_shot import ZeroShot
 from .endpoints import endpoint_of, local_server, rules_digest
@@ -25,7 +25,7 @@ from .example import Question
 from .ledger import Ledger
 from .progress import Shown
 from .questions import build_questions
-from .quote import quote_of
+from .quote import plans_of, quote_of
 from .reading import BadRow
 from .recipe import Recipe, Teacher
 from .session import Session
@@ -88,10 +88,11 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out / LEDGER))
         own = stack.enter_context(Ledger(out / "student" / LEDGER)) if recipe.student_endpoint else None
+        plans = plans_of(recipe, questions, out)
         if progress is not None:
-            progress.print(quote_of(recipe, questions, out).line())
+            progress.print(quote_of(recipe, plans, out).line())
         urls = [stack.enter_context(_reached(recipe, teacher)) for teacher in _teachers(recipe)]
-        run = _Run(recipe, questions, out, ledger, own, Shown(progress))
+        run = _Run(recipe, questions, out, plans, ledger, own, Shown(progress))
         tallies = asyncio.run(run.all(urls))
     sent = {name: sum(getattr(tally, name) for tally in tallies) for name in ("requests", "from_cache", "failed")}
     if run.samples and not sent["from_cache"] and sent["failed"] >= sent["requests"] > 0:
@@ -213,6 +214,7 @@ class _Run:
     recipe: Recipe
     questions: list[Question]
     out: Path
+    plans: dict[str, list[Planned]]
     ledger: Ledger
     own_ledger: Ledger | None
     show: Shown
@@ -242,7 +244,9 @@ class _Run:
     async def _entry(self, entry: Settings, context: Context, tallies: list[Tally]) -> None:
         path = self.out / SAMPLES / f"{entry.entry}.jsonl"
         partial = path.with_suffix(".partial")
-        self.show.start(entry.entry, METHODS[entry.method].plan(entry, context), tallies)
+        # What builds on an earlier entry is known exactly now.
+        plan = METHODS[entry.method].plan(entry, context) if entry.builds_on else self.plans[entry.entry]
+        self.show.start(entry.entry, plan, tallies)
         shown = asyncio.create_task(self.show.follow())
         try:
             with partial.open("w", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ Route = Literal["labeling", "expansion", "curation", "feature", "feedback", "sel
 Split = Literal["train", "heldout"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """One thing to ask the teacher, with the answer that a right completion ends in.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,8 @@ class Quote:
         return asdict(self)
 
 
-def quote_of(recipe: Recipe, questions: Sequence[Question], collected: Path) -> Quote:
-    """What the recipe's entries will ask for; sends nothing.
-
-    Tokens are counted by rule of thumb (words and marks), completions between what teachers usually write and the
-    recipe's limit.
+def plans_of(recipe: Recipe, questions: Sequence[Question], collected: Path) -> dict[str, list[Planned]]:
+    """The kinds of request of each entry.
 
     Raises:
         UserError: an entry names a skill or a file that is not there.
@@ -84,10 +81,21 @@ def quote_of(recipe: Recipe, questions: Sequence[Question], collected: Path) -> 
     from .collect import context_of, entries_of
 
     context = context_of(recipe, list(questions), collected, None, recipe.student_endpoint)
+    return {entry.entry: METHODS[entry.method].plan(entry, context) for entry in entries_of(recipe)}
+
+
+def quote_of(recipe: Recipe, plans: Mapping[str, Sequence[Planned]], collected: Path) -> Quote:
+    """What the recipe's entries will ask for by their plans; sends nothing. `collected` may hold an earlier ledger.
+
+    Tokens are counted by rule of thumb (words and marks), completions between what teachers usually write and the
+    recipe's limit.
+    """
+    from .collect import entries_of
+
     lines: list[Line] = []
     for entry in entries_of(recipe):
         limit = entry.max_tokens or recipe.teacher.max_tokens
-        lines += [_line(entry.entry, planned, limit) for planned in METHODS[entry.method].plan(entry, context)]
+        lines += [_line(entry.entry, planned, limit) for planned in plans[entry.entry]]
     asked = [line for line in lines if line.who == "teacher"]
     totals = {name: _sum(asked, name) for name in ("requests", "prompt_tokens", "completion_tokens")}
     answered, spent, latency = _known(collected)
@@ -108,7 +116,8 @@ def quote_recipe(recipe_path: Path, runs: Path, data: Path | None = None) -> dic
         UserError: the recipe, or a file that it names, is missing or broken.
     """
     recipe = load_recipe(recipe_path, data)
-    quote = quote_of(recipe, build_questions(recipe), runs / recipe.name / "collect")
+    collected = runs / recipe.name / "collect"
+    quote = quote_of(recipe, plans_of(recipe, build_questions(recipe), collected), collected)
     show_quote(quote, Console(stderr=True))
     return quote.to_dict()
 

@@ -61,7 +61,8 @@ class Session:
     def map(self, fn: Callable[[T], Awaitable[R]], items: Iterable[T]) -> AsyncIterator[R]:
         """See `elicit.base.Asker`."""
         teacher = self._teacher
-        return in_order(fn, items, teacher.batch_requests if teacher.mode == "batch" else teacher.concurrency)
+        # Twice as many as may be on their way: an item that waits for the disk keeps no request from going out.
+        return in_order(fn, items, teacher.batch_requests if teacher.mode == "batch" else 2 * teacher.concurrency)
 
 
 async def in_order(fn: Callable[[T], Awaitable[R]], items: Iterable[T], at_once: int) -> AsyncIterator[R]:

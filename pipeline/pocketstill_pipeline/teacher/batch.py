@@ -216,7 +216,7 @@ class BatchClient:
         line = _Line(key, custom_id, row.request, worst_of(Ask(**json.loads(row.request))), future, attempts=attempts)
         if self.spending is not None and key not in self._lines:
             # It is out already, whether it fits into the budget or not.
-            self.spending._take(line.worst)
+            self.spending.take(line.worst)
         self._lines[key] = line
         return line
 

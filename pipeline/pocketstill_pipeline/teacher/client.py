@@ -88,6 +88,7 @@ class TeacherClient:
     _asked: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
     _flying: set[str] = field(default_factory=set)
     _closing: bool = False
+    _hopeless: UserError | None = None
     _refusals: int = 0
     _failures_in_a_row: int = 0
     _unreached_in_a_row: int = 0
@@ -191,6 +192,8 @@ class TeacherClient:
         used = failure = None
         started = time.perf_counter()
         try:
+            if self._hopeless is not None:
+                raise self._hopeless
             if not again:
                 self.ledger.begin(ask.key, ask.json)
             body = json.dumps(body_of(self.base_url, ask), ensure_ascii=False).encode()
@@ -229,6 +232,8 @@ class TeacherClient:
 
     def _judge(self, error: Exception) -> Failure:
         if (fatal := self._fatal(error)) is not None:
+            # Nor do those that wait for their turn go out.
+            self._hopeless = fatal
             raise fatal from error
         failure = failure_of(error)
         self.tally.rate_limited += getattr(error, "status_code", None) == 429

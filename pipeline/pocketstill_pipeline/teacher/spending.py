@@ -123,7 +123,7 @@ class Spending:
         if self._stopped is not None:
             raise BudgetSpent(self._stopped)
         if not self._queue and self._fits(worst):
-            self._take(worst)
+            self.take(worst)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((worst, turn))
@@ -156,7 +156,8 @@ class Spending:
         money = self.money + self._reserved_money + self._cost(worst.prompt, worst.completion)
         return money <= self.money_limit * (1 + _GRAIN)
 
-    def _take(self, worst: Worst) -> None:
+    def take(self, worst: Worst) -> None:
+        """Set aside without asking whether it fits: for a request that is out already."""
         self._out += 1
         self._reserved_tokens += worst.tokens
         self._reserved_money += self._cost(worst.prompt, worst.completion)
@@ -169,7 +170,7 @@ class Spending:
                 self._queue.popleft()
             elif self._fits(worst):
                 self._queue.popleft()
-                self._take(worst)
+                self.take(worst)
                 turn.set_result(None)
             elif self._out == 0:
                 self._stop(worst)
