@@ -19,7 +19,7 @@ from pocketstill_pipeline import problems
 from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.curate import CurateResult, curate
 from pocketstill_pipeline.duplicates import NearDuplicates, shingles
-from pocketstill_pipeline.elicit.zero_shot import tidy
+from pocketstill_pipeline.elicit.sampling import tidy
 from pocketstill_pipeline.example import Example
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.recipe import Recipe
@@ -317,3 +317,19 @@ def test_threshold_one_turns_the_search_off() -> None:
     near = NearDuplicates(1.0)
     assert near.add("a", "the same text here") is None
     assert near.add("b", "the same text here") is None
+
+
+def test_files_of_one_name_and_folders_of_files_are_kept_apart_as_well(tmp_path: Path) -> None:
+    asked = [
+        "Nine old captains of the long river boat met under the stone bridge to trade maps of the northern lakes.",
+        "Seven young bakers from the harbour town carried warm bread over the icy hill before the church bells rang.",
+    ]
+    exams = []
+    for number, text in enumerate(asked):
+        (tmp_path / f"exam{number}").mkdir()
+        exams.append(write_rows(tmp_path / f"exam{number}" / "test.jsonl", [{"question": text, "gold": "4"}]))
+    apart = [str(exams[0]), str(exams[1].parent), str(exams[1])]
+    rows = [GOOD, *(row(f"Today: {text}", "It is four.", "4") for text in asked)]
+    replayed(tmp_path, rows, curate={"decontaminate": apart})
+    rejected = read_parquet(tmp_path / "curate" / "rejected.parquet")
+    assert [one["reason"] for one in rejected] == ["contaminated"] * 2

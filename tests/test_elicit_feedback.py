@@ -13,7 +13,6 @@ import pytest
 from scipy.stats import friedmanchisquare
 from teaching import chat_app, recipe_of, serving
 
-from pocketstill.errors import UserError
 from pocketstill.manifest import MANIFEST
 from pocketstill_pipeline import problems
 from pocketstill_pipeline.collect import collect
@@ -201,13 +200,6 @@ def test_the_teacher_is_compared_with_the_student(tmp_path: Path) -> None:
     assert kept and all(one.candidates[1]["completion"] == "I guess.\nAnswer: 7" for one in kept)
 
 
-def test_student_methods_want_a_student(tmp_path: Path) -> None:
-    for entry in ({"method": "harder"}, {"method": "lmsi"}, {"method": "star"}, {"method": "self_judge"}):
-        with pytest.raises(UserError, match=r"add \[student_endpoint\]"):
-            recipe = recipe_of({"base_url": "http://127.0.0.1:9/v1"}, ARITHMETIC, elicit=[entry])
-            collect(recipe, tmp_path / str(entry["method"]))
-
-
 def test_borda_and_kendall_agree_with_what_is_worked_out_by_hand() -> None:
     # Three judges: 0 > 1 > 2, 0 > 2 > 1, 1 > 0 > 2. Rank sums 4, 6, 8, so S = 8 and W = 12 * 8 / (9 * 24).
     rankings = [[0, 1, 2], [0, 2, 1], [1, 0, 2]]
@@ -323,7 +315,7 @@ def test_a_free_reply_is_revised_whole(tmp_path: Path) -> None:
 
 def harder_recipe(student: str, **entry: Any) -> Recipe:
     skills = [ARITHMETIC[0] | {"questions": 20, "heldout": 5}]
-    entries = [{"method": "harder", "new": 12, "max_rouge": 1.0, "student_prompt": "two_step"} | entry]
+    entries = [{"method": "harder", "count": 12, "similar": 1.0, "prompt": "two_step"} | entry]
     quiet = {"mistakes": 0.0, "noise": 0.0}
     return recipe_of({"embedded": quiet}, skills, elicit=entries, student_endpoint={"base_url": student, "model": "m"})
 
@@ -373,7 +365,7 @@ def test_a_student_without_faults_needs_no_harder_questions(tmp_path: Path) -> N
 
 def test_similar_questions_are_refused_and_made_anew(tmp_path: Path) -> None:
     with serving(chat_app(lambda body, count: "No idea.")) as url:
-        collect(harder_recipe(url, max_rouge=0.6, easy_share=0.0), tmp_path)
+        collect(harder_recipe(url, similar=0.6, easy_share=0.0), tmp_path)
     found = made(tmp_path, "harder")
     refused = [one for one in found if one.reason == "similar_to_pool"]
     assert refused and all("ROUGE-L" in one.detail and one.answer is None for one in refused)
@@ -399,7 +391,7 @@ def test_a_referee_tells_what_is_hard_where_nothing_is_right(tmp_path: Path) -> 
 
     skills = [{"name": "notes", "kind": "text", "graded": False, "source": str(tmp_path / "notes.jsonl"), "heldout": 0}]
     with serving(chat_app(teacher)) as url, serving(chat_app(lambda body, count: "Short.")) as student:
-        entries = [{"method": "harder", "new": 4, "max_rouge": 1.0}]
+        entries = [{"method": "harder", "count": 4, "similar": 1.0}]
         recipe = recipe_of({"base_url": url}, skills, elicit=entries, student_endpoint={"base_url": student})
         collect(recipe, tmp_path / "out")
     found = made(tmp_path / "out", "harder")

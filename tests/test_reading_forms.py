@@ -333,3 +333,15 @@ def test_the_examples_of_the_docs_are_what_they_say(tmp_path: Path, form: str, e
     (tmp_path / "a.jsonl").write_text(examples, encoding="utf-8")
     data = read_data(str(tmp_path / "a.jsonl"))
     assert data.form == form and not data.bad and data.rows
+
+
+def test_half_a_character_inside_of_a_column_of_json_costs_its_row_alone(tmp_path: Path) -> None:
+    def line(said: str) -> str:
+        turns = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": said}]
+        return json.dumps({"messages": json.dumps(turns)}) + "\n"
+
+    path = tmp_path / "chats.jsonl"
+    path.write_text(line("Yes.") + line("Cut \ud83d") + line("No."), encoding="utf-8")
+    data = read_data(str(path))
+    assert [row.completion for row in data.rows] == ["Yes.", "No."]
+    assert [row.where for row in data.bad] == [f"{path}, line 2"]

@@ -163,7 +163,7 @@ def collect_inputs(recipe: Recipe) -> dict[str, str]:
     by_rule = by_rule or any(s.source == "embedded" or s.expand for s in recipe.skills)
     hashes = {"rules": rules_digest()} if by_rule else {}
     for name, path in named.items():
-        hashes |= _hashes(name, Path(path))
+        hashes |= file_hashes(name, Path(path))
     return hashes
 
 
@@ -173,7 +173,12 @@ def read_questions(folder: Path) -> list[Question]:
         return [Question.from_dict(json.loads(line)) for line in lines]
 
 
-def _hashes(name: str, path: Path) -> dict[str, str]:
+def file_hashes(name: str, path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of each in a folder, behind the name that it goes by.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     try:
         if path.is_dir():
@@ -274,6 +279,7 @@ def context_of(recipe: Recipe, questions: list[Question], out: Path, teacher: An
         recipe.seed, questions, teacher, student, out / SAMPLES,
         skills | {q.skill: skills[q.skill.removesuffix("_unseen")] for q in questions if q.skill not in skills},
         recipe.teacher.samples,
+        {entry.entry: entry for entry in entries_of(recipe)},
     )  # fmt: skip
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from pocketstill.errors import UserError
-from pocketstill.files import sha256_file, write_json
+from pocketstill.files import write_json
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 
-from .collect import QUESTIONS, SAMPLES, collect_config, collect_inputs, entries_of, read_questions
+from .collect import QUESTIONS, SAMPLES, collect_config, collect_inputs, entries_of, file_hashes, read_questions
 from .curating.decisions import Decided, Decision, asked, decide
 from .curating.leakage import Item, leakage
 from .curating.statistics import Statistics
@@ -72,10 +72,11 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
     if up_to_date(out, config, inputs):
         return _result(out)
     questions = read_questions(collected)
-    apart = {Path(name).name: _questions_of(name) for name in recipe.curate.decontaminate}
+    apart = {called: _questions_of(name) for called, name in _called(recipe.curate.decontaminate).items()}
     decided = decide(lambda: _samples(recipe, collected), questions, apart, recipe.curate)
     _check_left(recipe, collected, decided)
     suite = [_suite_item(question) for question in questions if question.split == "heldout"]
+    suite += _made_items(recipe, collected, questions)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
@@ -101,6 +102,12 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
     return _result(out)
 
 
+def _called(names: list[str]) -> dict[str, str]:
+    """Files by their names, and those that share one by their paths."""
+    short = Counter(Path(name).name for name in names)
+    return {name if short[Path(name).name] > 1 else Path(name).name: name for name in names}
+
+
 def _questions_of(source: str) -> list[str]:
     return [str(row.messages[-1].get("content") or "") for row in read_data(source).rows]
 
@@ -119,12 +126,9 @@ def _inputs(recipe: Recipe, collected: Path) -> dict[str, str]:
     files |= {f"{SAMPLES}/{entry.entry}": collected / SAMPLES / f"{entry.entry}.jsonl" for entry in entries_of(recipe)}
     named = [name for name in recipe.curate.decontaminate if not name.startswith("hf:")]
     files |= {f"decontaminate/{index}": Path(name) for index, name in enumerate(named)}
-    hashes = {}
+    hashes: dict[str, str] = {}
     for name, path in files.items():
-        try:
-            hashes[name] = sha256_file(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); mend the recipe or collect again") from None
+        hashes |= file_hashes(name, path)
     return hashes
 
 
@@ -219,6 +223,21 @@ def _suite_item(question: Question) -> dict[str, Any]:
         "gold": question.gold, "answer_kind": question.kind, "tags": list(question.tags),
     }  # fmt: skip
     return item | ({"tools": question.tools} if question.tools else {})
+
+
+def _made_items(recipe: Recipe, collected: Path, questions: list[Question]) -> list[dict[str, Any]]:
+    """Held-out questions with right answers that a route made itself, k-shot with their demonstrations before them."""
+    known = {(question.skill, normalise(question.text)) for question in questions}
+    made: dict[str, dict[str, Any]] = {}
+    for item in _samples(recipe, collected):
+        if item.split != "heldout" or item.gold is None or (item.skill, normalise(item.question)) in known:
+            continue
+        row = {
+            "id": item.id, "skill": item.skill, "messages": [*item.demonstrations, *item.messages],
+            "gold": item.gold, "answer_kind": item.kind, "tags": list(item.tags),
+        }  # fmt: skip
+        made.setdefault(json.dumps([item.skill, row["messages"]]), row | ({"tools": item.tools} if item.tools else {}))
+    return list(made.values())
 
 
 def _leakage(recipe: Recipe, questions: list[Question], written: _Written) -> dict[str, Any]:

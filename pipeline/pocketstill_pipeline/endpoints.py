@@ -23,7 +23,7 @@ def endpoint_of(recipe: Recipe, teacher: Teacher) -> str:
         return f"replay?files={files}" + (f"&otherwise={_by_rule(recipe, teacher)}" if falls_through(recipe) else "")
     if teacher.base_url == "bundle":
         index = sha256_file(Path(teacher.bundle) / "pocketstill.json")[:16]
-        return f"bundle?index={index}"
+        return f"bundle?index={index}" + (f"&variant={teacher.variant}" if teacher.variant else "")
     return teacher.base_url.rstrip("/")
 
 
@@ -37,6 +37,7 @@ def local_server(recipe: Recipe, teacher: Teacher) -> TeacherConfig | None:
         replay=tuple(teacher.replay) if teacher.base_url == "replay" else (),
         fall_through=falls_through(recipe),
         student=teacher.bundle if teacher.base_url == "bundle" else "",
+        variant=teacher.variant,
         **teacher.embedded.model_dump(),
     )
 

@@ -1,4 +1,8 @@
-"""Reading JSON Lines that a user wrote: what is wrong with a line is said in one sentence."""
+"""Reading JSON Lines where every row is wanted: recorded replies, seed tasks, worked examples.
+
+What is wrong with a line is said in one sentence, and ends it: fewer examples or seeds would quietly ask for something
+else. Data to learn from is read by `reading`, which lists such rows and goes on.
+"""
 
 from __future__ import annotations
 

@@ -7,16 +7,19 @@ import hashlib
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from pocketstill import grading
 from pocketstill.errors import UserError
 from pocketstill.grading import Kind
 
 from . import problems
+from .asking import Message
 from .curating.templates import split_by_template
 from .example import Question, Route, Split
+from .ledger import canonical
 from .problems.base import normalise
-from .reading import BadRow, DataRow, read_data
+from .reading import BadRow, DataRow, iter_data
 from .recipe import Recipe, Skill
 
 UNSEEN = "unseen_names"
@@ -55,10 +58,11 @@ def build_questions(recipe: Recipe, bad: list[BadRow] | None = None) -> list[Que
 
 def _question(
     skill: str, text: str, gold: str, kind: Kind, split: Split, route: Route = "labeling",
-    tags: tuple[str, ...] = (), occurrence: int = 0,
+    tags: tuple[str, ...] = (), occurrence: int = 0, whole: str = "",
 ) -> Question:  # fmt: skip
+    """`whole` is the conversation that the text is the end of, if it is one."""
     again = f"-{occurrence + 1}" if occurrence else ""
-    identity = f"{skill}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{again}"
+    identity = f"{skill}-{hashlib.sha256((whole or text).encode()).hexdigest()[:12]}{again}"
     return Question(identity, skill, text, gold, kind, split, route, tags, occurrence)
 
 
@@ -106,45 +110,60 @@ def _unseen_names(skill: Skill, rng: random.Random) -> list[Question]:
     return list(drawn.values())
 
 
+class _Row(NamedTuple):
+    """What a question is made of; the rest of a row of data is not kept."""
+
+    text: str
+    gold: str
+    side: Split | None
+    before: tuple[Message, ...]
+    tools: str
+
+
 def _from_data(skill: Skill, seed: int, bad: list[BadRow]) -> list[Question]:
-    rng = random.Random(f"{seed}/{skill.name}")
-    data = read_data(skill.source, form=skill.form, columns=skill.columns, most_bad=skill.most_bad)
-    unusable = list(data.bad)
-    rows = []
-    for row in data.rows:
-        gold = _gold(skill, row)
-        if gold is None and skill.graded:
-            unusable.append(BadRow(row.where, f"holds no answer of the kind {skill.kind!r} to grade by"))
-        else:
-            rows.append((row, gold or ""))
-    bad += unusable
-    if not rows or len(unusable) > skill.most_bad:
-        shown = "; ".join(f"{row.where}: {row.why}" for row in unusable[:3])
-        raise UserError(f"skill {skill.name!r}: {len(unusable)} rows cannot be used: {shown}; mend or remove them")
-    named = sum(row.split is not None for row, _ in rows)
+    rows = _usable(skill, bad)
+    named = sum(row.side is not None for row in rows)
     if 0 < named < len(rows):
         raise UserError(
             f"{skill.source}: {len(rows) - named} of {len(rows)} rows have no 'split'; give it to all or to none"
         )
-    sides: list[Split] = [row.split or "train" for row, _ in rows]
+    sides: list[Split] = [row.side or "train" for row in rows]
     if not named:
         count = min(skill.heldout, len(rows) // 2)
         if skill.split == "template":
-            texts = [str(row.messages[-1]["content"]) for row, _ in rows]
-            sides = split_by_template(texts, count, f"{seed}/{skill.name}")
+            sides = split_by_template([row.text for row in rows], count, f"{seed}/{skill.name}")
         else:
-            for index in rng.sample(range(len(rows)), count):
+            for index in random.Random(f"{seed}/{skill.name}").sample(range(len(rows)), count):
                 sides[index] = "heldout"
     counted: dict[str, int] = {}
     split: dict[Split, list[Question]] = {"train": [], "heldout": []}
-    for (row, gold), side in zip(rows, sides, strict=True):
-        *before, last = row.messages
-        text = str(last["content"])
-        occurrence = counted.get(text, 0)
-        counted[text] = occurrence + 1
-        question = _question(skill.name, text, gold, skill.kind, side, occurrence=occurrence)
-        split[side].append(replace(question, before=tuple(before), tools=row.tools))
+    for row, side in zip(rows, sides, strict=True):
+        # "And why?" behind another conversation is another question.
+        whole = canonical({"before": row.before, "text": row.text}) if row.before else row.text
+        occurrence = counted.get(whole, 0)
+        counted[whole] = occurrence + 1
+        question = _question(skill.name, row.text, row.gold, skill.kind, side, occurrence=occurrence, whole=whole)
+        split[side].append(replace(question, before=row.before, tools=row.tools))
     return split["train"][: skill.questions] + split["heldout"]
+
+
+def _usable(skill: Skill, bad: list[BadRow]) -> list[_Row]:
+    rows, unusable = [], []
+    for row in iter_data(skill.source, form=skill.form, columns=skill.columns, most_bad=skill.most_bad):
+        if isinstance(row, BadRow):
+            unusable.append(row)
+            continue
+        gold = _gold(skill, row)
+        if gold is None and skill.graded:
+            unusable.append(BadRow(row.where, f"holds no answer of the kind {skill.kind!r} to grade by"))
+            continue
+        *before, last = row.messages
+        rows.append(_Row(str(last["content"]), gold or "", row.split, tuple(before), row.tools))
+    bad += unusable
+    if not rows or len(unusable) > skill.most_bad:
+        shown = "; ".join(f"{row.where}: {row.why}" for row in unusable[:3])
+        raise UserError(f"skill {skill.name!r}: {len(unusable)} rows cannot be used: {shown}; mend or remove them")
+    return rows
 
 
 def _gold(skill: Skill, row: DataRow) -> str | None:

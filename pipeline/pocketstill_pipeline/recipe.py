@@ -66,12 +66,15 @@ class Teacher(Section):
     embedded: EmbeddedTeacher = EmbeddedTeacher()
     replay: list[str] = Field(default_factory=list, description="recorded completions, paths beside the recipe")
     bundle: str = Field("", description='folder of a bundle that answers, when base_url is "bundle"')
+    variant: str | None = Field(None, description="which of the bundle's variants answers; its default when left out")
 
     @model_validator(mode="after")
     def _named(self) -> Teacher:
         for name in ("replay", "bundle"):
             if self.base_url == name and not getattr(self, name):
                 raise ValueError(f'base_url is "{name}", but {name} names no file')
+        if self.variant is not None and self.base_url != "bundle":
+            raise ValueError('variant is one of a bundle\'s, and base_url is not "bundle"')
         return self
 
 
@@ -227,6 +230,8 @@ class Recipe(Section):
             if entry.builds_on and entry.builds_on not in entries[:index]:
                 made = ", ".join(entries[:index]) or "none"
                 raise ValueError(f"[[elicit]] {entry.entry!r} is of {entry.builds_on!r}; earlier entries: {made}")
+            if entry.needs_student and self.student_endpoint is None:
+                raise ValueError(f"[[elicit]] {entry.entry!r} asks the student; add [student_endpoint] to the recipe")
         priced = self.teacher.price_in is not None and self.teacher.price_out is not None
         if self.budget.money is not None and not priced:
             raise ValueError("budget.money needs teacher.price_in and teacher.price_out, money for a million tokens")

@@ -61,8 +61,11 @@ class Session:
     def map(self, fn: Callable[[T], Awaitable[R]], items: Iterable[T]) -> AsyncIterator[R]:
         """See `elicit.base.Asker`."""
         teacher = self._teacher
-        # Twice as many as may be on their way: an item that waits for the disk keeps no request from going out.
-        return in_order(fn, items, teacher.batch_requests if teacher.mode == "batch" else 2 * teacher.concurrency)
+        if teacher.mode == "batch":
+            return in_order(fn, items, teacher.batch_requests)
+        # Twice as many as may be on their way: an item that waits for the disk keeps no request from going out. But
+        # who asks for one at a time wants an answer on the disk before the next request.
+        return in_order(fn, items, 2 * teacher.concurrency if teacher.concurrency > 1 else 1)
 
 
 async def in_order(fn: Callable[[T], Awaitable[R]], items: Iterable[T], at_once: int) -> AsyncIterator[R]:

@@ -1,11 +1,14 @@
 """What becomes of each elicited thing: filters first, then what needs to see the others, in one fixed order.
 
 in_heldout, contaminated, exact_duplicate, over_cap and near_duplicate come after the filters of `filters.py`, and
-not_selected at last. Earlier things win over later ones like them. Only short forms of the texts are kept in memory.
+not_selected at last. Earlier things win over later ones like them. Of the texts only what is asked stays in memory, and
+short forms of the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -123,7 +126,7 @@ class _Crowd:
         group = carries, item.group or question
         demonstrations = [str(turn.get("content") or "") for turn in item.demonstrations]
         shown = "\n".join(demonstrations + _contents(item))
-        identity = carries, normalise(shown), normalise(item.rationale), item.answer or ""
+        identity = carries, _digest(normalise(shown), normalise(item.rationale), item.answer or "")
         if problem := self._overlap(item, text, demonstrations):
             return problem
         if identity in self._exact:
@@ -153,6 +156,10 @@ class _Crowd:
             if (hit := suite.find(text, rest)) is not None:
                 return "contaminated", f"{hit.item}: {hit.how}"
         return None
+
+
+def _digest(*texts: str) -> bytes:
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
 
 
 def _contents(item: Elicited) -> list[str]:

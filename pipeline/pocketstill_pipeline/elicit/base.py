@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -31,9 +31,14 @@ class Settings(Section):
 
     method: str
     name: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", description="of the entry; its method when left out")
-    samples: int | None = Field(None, ge=1, description="D, samples a question")
-    temperature: float | None = Field(None, ge=0.0, le=2.0)
-    max_tokens: int | None = Field(None, ge=1)
+    samples: int | None = Field(None, ge=1, description="D, samples a question, where it draws several")
+    temperature: float | None = Field(None, ge=0.0, le=2.0, description="the recipe's when left out")
+    max_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; the recipe's when left out")
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether it asks the student, whom the recipe must then name."""
+        return False
 
     @property
     def files(self) -> dict[str, str]:
@@ -94,7 +99,8 @@ class Asker(Protocol):
 class Context:
     """What a route is given. `student` answers self-knowledge and feedback routes, when the recipe has one.
 
-    `samples` is the folder with one JSONL file an entry; `samples_a_question` is the recipe's own D.
+    `samples` is the folder with one JSONL file an entry; `samples_a_question` is the recipe's own D; `entries` are
+    the recipe's, by name.
     """
 
     seed: int
@@ -104,6 +110,7 @@ class Context:
     samples: Path
     skills: Mapping[str, Any]
     samples_a_question: int = 1
+    entries: Mapping[str, Settings] = field(default_factory=dict)
 
     def of_skill(self, skill: str) -> list[Question]:
         """The questions of one skill, training ones first.
@@ -151,15 +158,20 @@ class Planned:
     who: Literal["teacher", "student"] = "teacher"
 
 
-def trouble(reply: Reply) -> tuple[str, str] | None:
-    """Why a reply cannot be used, as (reason, detail); None when it can."""
+def system_turns(text: str) -> Messages:
+    """The turns that a conversation under a system message starts with: that message, or none where it is empty."""
+    return [{"role": "system", "content": text}] if text else []
+
+
+def trouble(reply: Reply, *, calls: bool = False) -> tuple[str, str] | None:
+    """Why a reply cannot be used, as (reason, detail); None when it can. With `calls`, calls of tools will do too."""
     if reply.error is not None:
         return "failed_request", reply.error
     if reply.refusal is not None or reply.finish_reason == "content_filter":
         return "refused", (reply.refusal or "stopped by the teacher's content filter")[:200]
     if reply.finish_reason == "length":
         return "truncated", "the token limit cut it"
-    if not reply.text.strip() and not reply.tool_calls:
+    if not reply.text.strip() and not (calls and reply.tool_calls):
         return "empty", ""
     return None
 

@@ -10,7 +10,7 @@ import itertools
 import random
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,7 @@ from .prompts.curation import (
     text_request,
     topics_request,
 )
-from .zero_shot import tidy
+from .sampling import tidy
 
 _PERSONAS = [
     "a school child", "a student before an exam", "a busy parent", "an engineer", "a nurse on a night shift",
@@ -40,17 +40,20 @@ _PERSONAS = [
 _DIFFICULTIES = ["easy", "moderately hard", "hard"]
 _QUESTION_TOKENS, _ANSWER_TOKENS, _TEXT_QUESTION_TOKENS = (10.0, 60.0), (15.0, 200.0), (30.0, 120.0)
 _WORD = re.compile(r"\S+")
+_Words = Annotated[str, Field(pattern=r"\S")]
 
 
 class FromTopics(Settings):
     """Questions about topics, as different people would ask them, and their answers."""
 
     method: Literal["from_topics"] = "from_topics"
-    skill: str
+    skill: str = Field(description="that the examples count as")
     who: str = Field("a helpful assistant", description="whom the questions are for")
-    topics: list[str] | int = Field(20, description="the topics, or how many the teacher is to name")
-    personas: list[str] = Field(_PERSONAS, min_length=1)
-    difficulties: list[str] = Field(_DIFFICULTIES, min_length=1)
+    topics: Annotated[list[_Words], Field(min_length=1)] | Annotated[int, Field(ge=1)] = Field(
+        20, description="the topics, or how many the teacher is to name"
+    )
+    personas: list[_Words] = Field(_PERSONAS, min_length=1, description="who asks")
+    difficulties: list[_Words] = Field(_DIFFICULTIES, min_length=1, description="how hard the questions are")
     count: int = Field(200, ge=1, description="questions; drawn from all combinations, each at most once a round")
 
 
@@ -59,9 +62,14 @@ async def from_topics(settings: FromTopics, context: Context) -> AsyncIterator[E
     teacher = context.teacher
     topics = settings.topics
     if isinstance(topics, int):
-        reply = await teacher.ask(topics_request(topics, settings.who), max_tokens=settings.max_tokens)
-        problem = trouble(reply)
-        topics = read_topics(reply.text)[:topics]
+        reply = await teacher.ask(
+            topics_request(topics, settings.who), temperature=settings.temperature, max_tokens=settings.max_tokens
+        )
+        problem, named = trouble(reply), read_topics(reply.text)
+        if problem is not None and problem[0] == "truncated" and len(named) > 1:
+            # The last one is what the token limit cut.
+            problem, named = None, named[:-1]
+        topics = named[:topics]
         if problem is not None or not topics:
             reason, detail = problem or ("no_topics", reply.text[:200])
             yield _elicited(settings, "topics", "", "", (reply.key,), reason, detail)
@@ -136,11 +144,11 @@ class FromDocuments(Settings):
     FILES: ClassVar[tuple[str, ...]] = ("documents",)
 
     method: Literal["from_documents"] = "from_documents"
-    skill: str
+    skill: str = Field(description="that the examples count as")
     documents: str = Field(description="a folder or file of .txt, .md, .html, or of rows with a text")
     passage_words: int = Field(160, ge=20, description="most words of the passage that a question is on")
-    overlap_words: int = Field(20, ge=0)
-    questions: int = Field(4, ge=1, description="a passage")
+    overlap_words: int = Field(20, ge=0, description="words that a passage shares with the one before it")
+    questions: int = Field(4, ge=1, description="questions a passage")
     unanswerable: Rate = Field(0.2, description="share of questions that the passage does not answer")
 
     @model_validator(mode="after")
@@ -199,7 +207,9 @@ def passages(text: str, words: int, overlap: int) -> Iterator[str]:
     while start < len(found):
         end = min(start + words, len(found))
         if end < len(found):
-            ends = (at for at in range(end, start + words // 2, -1) if found[at - 1].group().endswith((".", "!", "?")))
+            # Not so early that the next piece would start no further on.
+            earliest = start + max(words // 2, overlap)
+            ends = (at for at in range(end, earliest, -1) if found[at - 1].group().endswith((".", "!", "?")))
             end = next(ends, end)
         yield text[found[start].start() : found[end - 1].end()]
         if end == len(found):

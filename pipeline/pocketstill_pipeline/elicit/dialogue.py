@@ -11,7 +11,7 @@ from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Messages
 from pocketstill_pipeline.example import Elicited
 
-from .base import Context, Planned, Settings, trouble
+from .base import Context, Planned, Settings, system_turns, trouble
 from .prompts.curation import END, user_request
 
 _USER_TOKENS, _ASSISTANT_TOKENS = (5.0, 40.0), (15.0, 200.0)
@@ -21,9 +21,9 @@ class SelfChat(Settings):
     """Conversations about given topics; every turn of the assistant is an example, with what was said before it."""
 
     method: Literal["self_chat"] = "self_chat"
-    skill: str
+    skill: str = Field(description="that the examples count as")
     topics: list[str] = Field(default_factory=list, description="what they are about; the skill's questions if empty")
-    conversations: int = Field(50, ge=1)
+    conversations: int = Field(50, ge=1, description="conversations; topic by topic, then from the first again")
     turns: int = Field(3, ge=1, description="most turns of the assistant in a conversation")
     system: str = Field("", description="a system message for the assistant, kept in the example")
 
@@ -59,12 +59,12 @@ async def _converse(settings: SelfChat, context: Context, number: int, topic: st
         keys.append(asked.key)
         if made and END in asked.text:
             break
-        said = [*said, {"role": "user", "content": asked.text.replace(END, "").strip()}]
-        problem = trouble(asked)
+        words = asked.text.replace(END, "").strip()
+        said = [*said, {"role": "user", "content": words}]
+        problem = trouble(asked) or (None if words else ("empty", "nothing is asked"))
         reply = None
         if problem is None:
-            system: Messages = [{"role": "system", "content": settings.system}] if settings.system else []
-            reply = await context.teacher.ask([*system, *said], **options)  # type: ignore[arg-type]
+            reply = await context.teacher.ask([*system_turns(settings.system), *said], **options)  # type: ignore[arg-type]
             keys.append(reply.key)
             problem = trouble(reply)
         text = reply.text.strip() if reply else ""
@@ -81,13 +81,12 @@ def _turn(
     settings: SelfChat, name: str, topic: str, said: Messages, text: str, keys: tuple[str, ...], reason: str | None,
     detail: str,
 ) -> Elicited:  # fmt: skip
-    system: Messages = [{"role": "system", "content": settings.system}] if settings.system else []
     return Elicited(
         id=name,
         skill=settings.skill,
         route="curation",
         method=settings.method,
-        messages=[*system, *said],
+        messages=[*system_turns(settings.system), *said],
         answer=text or None,
         completion=text,
         kind="text",

@@ -20,11 +20,20 @@ from pydantic import Field
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Reply
 from pocketstill_pipeline.example import Elicited, Question
-from pocketstill_pipeline.prompts import answer_request, first_request, reasons_first
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from . import direct, zero_shot
+from . import zero_shot
 from .base import Context, Planned, Settings
+from .sampling import (
+    REPLY_TOKENS,
+    asked,
+    options_of,
+    question_messages,
+    read_reply,
+    read_sample,
+    two_steps,
+    units,
+)
 
 # What the API says of a token that is unlikelier than all that it lists.
 UNLIKELY = -9999.0
@@ -231,31 +240,19 @@ async def top_logprobs(settings: TopLogprobsSettings, context: Context) -> Async
 
     async def one(unit: tuple[Question, int]) -> Elicited:
         question, sample = unit
-        options: dict[str, Any] = extra | {
-            "sample": sample,
-            "about": question.text,
-            "temperature": settings.temperature if question.split == "train" else 0.0,
-            "max_tokens": settings.max_tokens,
-        }
+        options = extra | options_of(settings, question, sample)
         if not _graded(question, context):
-            reply = await context.teacher.ask(zero_shot.question_messages(question), **options)
-            made = direct.read_reply(question, sample, reply, graded=False)
-            return _with_distributions(made, (reply,))
-        before = list(question.before)
-        request = [*before, *first_request(question.text, question.kind)]
-        replies = [await context.teacher.ask(request, **options)]
-        if replies[0].error is None and reasons_first(question.kind):
-            behind = answer_request(question.text, question.kind, replies[0].text.strip())
-            replies.append(await context.teacher.ask([*before, *behind], **options))
-        made = zero_shot.read_sample(question, sample, tuple(replies))
+            reply = await context.teacher.ask(question_messages(question), **options)
+            return _with_distributions(read_reply(question, sample, reply, graded=False), (reply,))
+        replies = await two_steps(context.teacher, question, options)
+        made = read_sample(question, sample, replies)
         if made.rationale:
             # As it was written: the distributions belong to its very tokens.
             made = replace(made, rationale=replies[0].text.strip())
-        return _with_distributions(made, tuple(replies))
+        return _with_distributions(made, replies)
 
     answered = without = 0
-    units = zero_shot.units(zero_shot.asked(settings.skills, context), settings, context)
-    async for found in context.teacher.map(one, units):
+    async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
         answered += found.reason != "failed_request"
         without += found.detail == _NONE_SENT
         if without == answered == _ENOUGH_WITHOUT:
@@ -293,13 +290,13 @@ def _graded(question: Question, context: Context) -> bool:
 
 def plan_top_logprobs(settings: TopLogprobsSettings, context: Context) -> list[Planned]:
     """As zero-shot-CoT for graded skills, one request a sample for others; logprobs cost no tokens."""
-    questions = zero_shot.asked(settings.skills, context)
+    questions = asked(settings.skills, context)
     reasoned = [question for question in questions if _graded(question, context)]
     outright = [question for question in questions if not _graded(question, context)]
     like = zero_shot.ZeroShot(samples=settings.samples)
     planned = zero_shot.plan(like, replace(context, questions=reasoned)) if reasoned else []
-    sizes = [count_tokens(question.text) for question, _ in zero_shot.units(outright, settings, context)]
+    sizes = [count_tokens(question.text) for question, _ in units(outright, settings, context)]
     if sizes:
         mean = sum(sizes) / len(sizes)
-        planned.append(Planned("answers", (len(sizes), len(sizes)), (mean, mean), (30.0, 200.0)))
+        planned.append(Planned("answers", (len(sizes), len(sizes)), (mean, mean), REPLY_TOKENS))
     return planned

@@ -25,8 +25,7 @@ from pocketstill_pipeline.jsonl import read_jsonl
 from pocketstill_pipeline.problems.base import normalise
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from .base import Context, Planned, Settings
-from .direct import read_reply
+from .base import Context, Planned, Settings, system_turns
 from .prompts.labeling import (
     STOPS,
     SYSTEM_MESSAGES,
@@ -36,7 +35,7 @@ from .prompts.labeling import (
     shot_messages,
     system_request,
 )
-from .zero_shot import ANSWER_TOKENS, RATIONALE_TOKENS, asked, units
+from .sampling import ANSWER_TOKENS, RATIONALE_TOKENS, asked, options_of, read_reply, units
 
 # Auto-CoT's rule of thumb for an example that is simple enough to follow (section 4.2): words of a question, steps.
 _SIMPLE_WORDS, _SIMPLE_STEPS = 60, 5
@@ -81,11 +80,8 @@ async def few_shot(settings: FewShot, context: Context) -> AsyncIterator[Elicite
         question, sample = unit
         shots = choose_shots(settings, context.seed, pools[question.skill], question, sample)
         reply = await context.teacher.ask(
-            few_shot_request(question.text, shots, settings.form),
-            sample=sample,
-            about=question.text,
-            temperature=settings.temperature if question.split == "train" else 0.0,
-            max_tokens=settings.max_tokens,
+            behind_examples(question, shots, settings.form),
+            **options_of(settings, question, sample),
             stop=STOPS,
         )
         graded = context.skills[question.skill].graded
@@ -99,6 +95,12 @@ async def few_shot(settings: FewShot, context: Context) -> AsyncIterator[Elicite
 
     async for found in context.teacher.map(one, units(questions, settings, context)):
         yield found
+
+
+def behind_examples(question: Question, shots: list[Shot], form: Form) -> Messages:
+    """A question behind worked examples; a conversation that it ends stands between the two."""
+    *examples, asked_last = few_shot_request(question.text, shots, form)
+    return [*examples, *question.before, asked_last]
 
 
 def _in_form(found: Elicited) -> Elicited:
@@ -246,19 +248,22 @@ async def system_messages(settings: SystemMessages, context: Context) -> AsyncIt
         name, system = voice_of(settings, context.seed, question, sample)
         skill = context.skills[question.skill]
         reply = await context.teacher.ask(
-            system_request(system, question.text, question.kind if skill.graded else None),
-            sample=sample,
-            about=question.text,
-            temperature=settings.temperature if question.split == "train" else 0.0,
-            max_tokens=settings.max_tokens,
+            in_voice(question, system, graded=skill.graded),
+            **options_of(settings, question, sample),
         )
         found = read_reply(question, sample, reply, graded=skill.graded, method="system_messages")
         found = _in_form(found) if skill.graded else found
-        before: Messages = [{"role": "system", "content": system}] if settings.keep_system else []
+        before = system_turns(system if settings.keep_system else "")
         return replace(found, messages=before + found.messages, tags=(*found.tags, f"voice:{name}"))
 
     async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
         yield found
+
+
+def in_voice(question: Question, system: str, *, graded: bool) -> Messages:
+    """A question under a system message, with the conversation that it ends."""
+    first, last = system_request(system, question.text, question.kind if graded else None)
+    return [first, *question.before, last]
 
 
 def voice_of(settings: SystemMessages, seed: int, question: Question, sample: int) -> tuple[str, str]:

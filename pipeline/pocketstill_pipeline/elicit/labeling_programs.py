@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,8 +19,8 @@ from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings, trouble
 from .prompts.labeling import explain_request, program_of, program_request
+from .sampling import RATIONALE_TOKENS, asked, options_of, tidy, unanswered, units
 from .sandbox import Limits, Outcome, Sandbox
-from .zero_shot import RATIONALE_TOKENS, asked, question_messages, tidy, units
 
 _PROGRAM_TOKENS = (30.0, 150.0)
 # Tells whoever reads rationales as prose that this one is none.
@@ -54,19 +54,15 @@ async def program_of_thought(settings: ProgramOfThought, context: Context) -> As
 
         async def one(unit: tuple[Question, int]) -> Elicited:
             question, sample = unit
-            options: dict[str, Any] = {
-                "sample": sample,
-                "about": question.text,
-                "temperature": settings.temperature if question.split == "train" else 0.0,
-                "max_tokens": settings.max_tokens,
-            }
-            reply = await context.teacher.ask(program_request(question.text, question.kind), **options)
+            options = options_of(settings, question, sample)
+            request = [*question.before, *program_request(question.text, question.kind)]
+            reply = await context.teacher.ask(request, **options)
             outcome = await sandbox.run(program_of(reply.text)) if trouble(reply) is None else None
             found = read_program(question, sample, reply, outcome, graded=context.skills[question.skill].graded)
             if settings.rationale == "program" or found.answer is None:
                 return found
-            request = explain_request(question.text, question.kind, reply.text.strip(), found.answer)
-            return explained(found, await context.teacher.ask(request, **options))
+            behind = explain_request(question.text, question.kind, reply.text.strip(), found.answer)
+            return explained(found, await context.teacher.ask([*question.before, *behind], **options))
 
         async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
             yield found
@@ -84,18 +80,11 @@ def read_program(
             reason, detail = "no_answer", f"the program gives {outcome.answer[:200]!r}"
     elif outcome is not None:
         reason, detail = _STATES[outcome.state], outcome.detail
-    return Elicited(
-        id=f"{question.id}/{sample}",
-        skill=question.skill,
-        route=question.route,
-        method="program_of_thought",
-        messages=question_messages(question),
+    return replace(
+        unanswered(question, sample, "program_of_thought", graded=graded),
         answer=answer,
         completion=reply.text,
-        kind=question.kind,
         rationale=program_of(reply.text) if reply.text.strip() else "",
-        gold=question.gold if graded else None,
-        split=question.split,
         source=(reply.key,),
         tags=(*question.tags, PROGRAM),
         reason=reason,

@@ -17,9 +17,9 @@ from pocketstill_pipeline.asking import Messages, Reply, ToolCall
 from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from .base import Context, Planned, Settings, trouble
+from .base import Context, Planned, Settings, system_turns, trouble
 from .prompts.labeling import result_request
-from .zero_shot import asked, question_messages, tidy, units
+from .sampling import asked, options_of, question_messages, tidy, unanswered, units
 
 _CALL_TOKENS, _RESULT_TOKENS, _REPLY_TOKENS = (12.0, 40.0), (10.0, 60.0), (8.0, 60.0)
 _LONGEST_EXCHANGE = 100.0
@@ -55,14 +55,8 @@ async def tool_calls(settings: ToolCalls, context: Context) -> AsyncIterator[Eli
 
     async def one(unit: tuple[Question, int]) -> list[Elicited]:
         question, sample = unit
-        options: dict[str, Any] = {
-            "sample": sample,
-            "about": question.text,
-            "temperature": settings.temperature if question.split == "train" else 0.0,
-            "max_tokens": settings.max_tokens,
-        }
-        before: Messages = [{"role": "system", "content": settings.system}] if settings.system else []
-        request = before + question_messages(question)
+        options = options_of(settings, question, sample)
+        request = system_turns(settings.system) + question_messages(question)
         reply = await context.teacher.ask(request, tools=tools, tool_choice="auto", **options)
         found = read_call(question, sample, reply, tools, graded=context.skills[question.skill].graded)
         # What a wrong call would return is not worth asking for.
@@ -78,7 +72,7 @@ async def tool_calls(settings: ToolCalls, context: Context) -> AsyncIterator[Eli
 
 def read_call(question: Question, sample: int, reply: Reply, tools: list[Tool], *, graded: bool = True) -> Elicited:
     """The calls of a reply: one as `{"tool": ..., "arguments": ...}`, several as a list of such."""
-    problem = trouble(reply)
+    problem = trouble(reply, calls=True)
     answer = None
     if problem is None:
         calls, problem = checked(reply.tool_calls, tools)
@@ -87,19 +81,11 @@ def read_call(question: Question, sample: int, reply: Reply, tools: list[Tool], 
         elif not reply.tool_calls:
             problem = problem[0], reply.text.strip()[:200]
     reason, detail = problem or (None, "")
-    return Elicited(
-        id=f"{question.id}/{sample}",
-        skill=question.skill,
-        route=question.route,
-        method="tool_calls",
-        messages=question_messages(question),
+    return replace(
+        unanswered(question, sample, "tool_calls", graded=graded),
         answer=answer,
         completion=reply.text or _raw(reply.tool_calls),
-        kind="json",
-        gold=question.gold if graded else None,
-        split=question.split,
         source=(reply.key,),
-        tags=question.tags,
         tools=json.dumps(tools, ensure_ascii=False),
         reason=reason,
         detail=detail,
@@ -123,7 +109,7 @@ async def _followed(
         for made, answer in results:
             turns.append({"role": "tool", "tool_call_id": made.id, "content": answer.text.strip()})
         said = await context.teacher.ask(request + turns, tools=tools, **options)
-        problem, source = trouble(said), (*source, said.key)
+        problem, source = trouble(said, calls=True), (*source, said.key)
         if problem is None and said.tool_calls:
             problem = "no_answer", f"it calls again: {_raw(said.tool_calls)[:200]}"
     shown = question_turns(call, results)
@@ -184,6 +170,8 @@ def checked(calls: tuple[ToolCall, ...], tools: list[Tool]) -> tuple[list[Call],
             return found, ("unknown_tool", call.name[:200])
         try:
             arguments = json.loads(call.arguments)
+            # An escape may spell half a character, which cannot be written down again.
+            json.dumps(arguments, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             return found, ("bad_arguments", f"{call.name}: not JSON: {call.arguments[:200]}")
         if not isinstance(arguments, dict):

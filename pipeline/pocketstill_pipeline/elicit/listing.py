@@ -32,13 +32,17 @@ def list_methods(name: str | None = None) -> dict[str, Any]:
         raise UserError(f"there is no method {name!r}; nearest: {nearest!r}; `pocketstill methods` lists them all")
     settings = METHODS[name].settings
     rows = {
-        field: {"default": None if info.is_required() else _plain(info.default), "about": info.description or ""}
+        field: {
+            "default": None if info.is_required() else _plain(info.get_default(call_default_factory=True)),
+            "about": info.description or "",
+        }
         for field, info in settings.model_fields.items()
+        if field != "method"
     }
     table = Table("setting", "default", "about", title=f"{name}: {_said(name)}", title_justify="left")
-    for field, info in settings.model_fields.items():
-        default = "required" if info.is_required() else "" if field == "method" else str(rows[field]["default"])
-        table.add_row(field, default, rows[field]["about"])
+    for field, row in rows.items():
+        default = "required" if settings.model_fields[field].is_required() else str(row["default"])
+        table.add_row(field, default, row["about"])
     Console(stderr=True).print(table)
     return {"method": name, "about": _said(name), "settings": rows}
 

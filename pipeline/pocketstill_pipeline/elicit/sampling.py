@@ -1,23 +1,99 @@
-"""One sample of one question from anybody, read into the same form however it was asked for."""
+"""What the methods share that ask for samples of questions: whose, how each is asked for, and how it is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+from pydantic import Field
+
+from pocketstill import grading
+from pocketstill_pipeline.asking import Messages, Reply
 from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.prompts import answer_request, first_request, reasons_first
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from .base import Asker, Context, Planned
-from .direct import read_reply
-from .zero_shot import question_messages, read_sample
+from .base import Asker, Context, Planned, Settings, trouble
 
 # two_step: zero-shot-CoT, for a general model; plain: the question as it stands, for a student that was trained on it.
 Prompting = Literal["plain", "two_step"]
+PROMPT: Any = Field("plain", description="how the student is asked: the question as it stands, or zero-shot-CoT")
 Who = Literal["teacher", "student"]
-# A reply to a question, in tokens: (short, long).
-REPLY_TOKENS = (30.0, 160.0)
+# What teachers write, in tokens: (short, long); the recipe's limit caps it.
+RATIONALE_TOKENS, ANSWER_TOKENS, REPLY_TOKENS = (15.0, 160.0), (1.0, 12.0), (30.0, 200.0)
+
+
+def asked(skills: list[str], context: Context) -> list[Question]:
+    """The questions of these skills, or of all.
+
+    Raises:
+        UserError: the recipe has no such skill.
+    """
+    return [q for skill in skills for q in context.of_skill(skill)] if skills else list(context.questions)
+
+
+def units(questions: Iterable[Question], settings: Settings, context: Context) -> Iterator[tuple[Question, int]]:
+    """Each question with each sample index of it: D of them for training, one when held out."""
+    for question in questions:
+        count = (settings.samples or context.samples_a_question) if question.split == "train" else 1
+        for sample in range(question.occurrence * count, (question.occurrence + 1) * count):
+            yield question, sample
+
+
+def options_of(settings: Settings, question: Question, sample: int) -> dict[str, Any]:
+    """How one sample is asked for."""
+    return {
+        "sample": sample,
+        "about": question.text,
+        # Greedy for held-out questions: they measure the teacher, as the published figures were measured.
+        "temperature": settings.temperature if question.split == "train" else 0.0,
+        "max_tokens": settings.max_tokens,
+    }
+
+
+def question_messages(question: Question) -> Messages:
+    """What the student will be asked."""
+    return [*question.before, {"role": "user", "content": question.text}]
+
+
+def tidy(rationale: str) -> str:
+    """Runs of blanks and of empty lines folded, white space at the ends of lines and text dropped."""
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", rationale)).strip()
+
+
+def unanswered(question: Question, sample: int, method: str, *, graded: bool) -> Elicited:
+    """One sample of a question before anything is said to it."""
+    return Elicited(
+        id=f"{question.id}/{sample}",
+        skill=question.skill,
+        route=question.route,
+        method=method,
+        messages=question_messages(question),
+        answer=None,
+        completion="",
+        kind=question.kind,
+        gold=question.gold if graded else None,
+        split=question.split,
+        tags=question.tags,
+    )
+
+
+async def two_steps(
+    asker: Asker, question: Question, options: dict[str, Any], opening: Messages | None = None
+) -> tuple[Reply, ...]:
+    """Zero-shot-CoT: the rationale, then the answer behind it; the first reply alone where nothing can follow it.
+
+    `opening` takes the place of the request for the rationale.
+    """
+    before = list(question.before)
+    first = await asker.ask([*before, *(opening or first_request(question.text, question.kind))], **options)
+    stopped = (trouble(first) or ("",))[0] in ("failed_request", "refused")
+    if stopped or not reasons_first(question.kind):
+        return (first,)
+    behind = answer_request(question.text, question.kind, first.text.strip())
+    return first, await asker.ask([*before, *behind], **options)
 
 
 async def sampled(
@@ -36,13 +112,54 @@ async def sampled(
     if prompting == "plain" or not graded:
         reply = await asker.ask(question_messages(question), **options)
         return read_reply(question, sample, reply, graded=graded)
-    before = list(question.before)
-    first = await asker.ask([*before, *first_request(question.text, question.kind)], **options)
-    if first.error is not None or not reasons_first(question.kind):
-        return read_sample(question, sample, (first,))
-    behind = answer_request(question.text, question.kind, first.text.strip())
-    second = await asker.ask([*before, *behind], **options)
-    return read_sample(question, sample, (first, second))
+    return read_sample(question, sample, await two_steps(asker, question, options))
+
+
+def read_sample(question: Question, sample: int, replies: tuple[Reply, ...], *, graded: bool = True) -> Elicited:
+    """Put the replies to one sample together: rationale, answer, and what speaks against them."""
+    completion = replies[-1].text
+    rationale = tidy(replies[0].text) if reasons_first(question.kind) else ""
+    answer = grading.extract(completion, question.kind)
+    problem = next((found for reply in replies if (found := trouble(reply))), None)
+    if problem is None and reasons_first(question.kind) and not rationale:
+        problem = "empty", ""
+    if problem is None and answer is None:
+        problem = "no_answer", completion.strip()[:200]
+    reason, detail = problem or (None, "")
+    failed = reason == "failed_request"
+    return replace(
+        unanswered(question, sample, "zero_shot_cot", graded=graded),
+        answer=None if failed else answer,
+        completion="" if failed else completion,
+        rationale="" if failed else rationale,
+        source=tuple(reply.key for reply in replies),
+        reason=reason,
+        detail=detail,
+    )
+
+
+def read_reply(question: Question, sample: int, reply: Reply, *, graded: bool, method: str = "direct") -> Elicited:
+    """What one reply answers: where the skill is graded rationale and answer, else all of it."""
+    reason, detail = trouble(reply) or (None, "")
+    rationale, answer = "", tidy(reply.text) or None
+    if graded:
+        rationale, said = grading.split_completion(reply.text)
+        answer = grading.extract(reply.text, question.kind)
+        if said == reply.text.strip() and question.kind != "json":
+            # Without a word that marks the answer, it is what the reply ends with, not the first number in it.
+            rationale, _, said = said.rpartition("\n")
+            answer = grading.extract(said, question.kind)
+    if reason is None and answer is None:
+        reason, detail = "no_answer", reply.text.strip()[:200]
+    return replace(
+        unanswered(question, sample, method, graded=graded),
+        answer=answer,
+        completion=reply.text,
+        rationale=tidy(rationale),
+        source=(reply.key,),
+        reason=reason,
+        detail=detail,
+    )
 
 
 def planned_samples(

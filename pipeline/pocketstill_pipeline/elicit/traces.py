@@ -12,7 +12,7 @@ from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.reading import DataRow, iter_data
 
 from .base import Context, Planned, Settings
-from .zero_shot import tidy
+from .sampling import tidy
 
 
 class Traces(Settings):
@@ -21,11 +21,11 @@ class Traces(Settings):
     FILES: ClassVar[tuple[str, ...]] = ("data",)
 
     method: Literal["traces"] = "traces"
-    skill: str
+    skill: str = Field(description="that the examples count as")
     data: str = Field(description="a data file or folder, or hf:owner/name of a data set")
-    form: str = "auto"
-    columns: dict[str, str] = Field(default_factory=dict)
-    most_bad: int = Field(100, ge=0)
+    form: str = Field("auto", description="of a data file, see docs/data.md")
+    columns: dict[str, str] = Field(default_factory=dict, description="field to column, for columns of other names")
+    most_bad: int = Field(100, ge=0, description="rows of the data that may be unusable; they are listed")
 
 
 async def traces(settings: Traces, context: Context) -> AsyncIterator[Elicited]:

@@ -6,22 +6,17 @@ arXiv 2212.10071, section 3).
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import AsyncIterator
+from typing import Literal
 
 from pydantic import Field
 
-from pocketstill import grading
-from pocketstill_pipeline.asking import Messages, Reply
 from pocketstill_pipeline.example import Elicited, Question
-from pocketstill_pipeline.prompts import answer_request, first_request, reasons_first
+from pocketstill_pipeline.prompts import first_request, reasons_first
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from .base import Context, Planned, Settings, trouble
-
-# A rationale and an answer as teachers write them, in tokens: (short, long); the recipe's limit caps both.
-RATIONALE_TOKENS, ANSWER_TOKENS = (15.0, 160.0), (1.0, 12.0)
+from .base import Context, Planned, Settings
+from .sampling import ANSWER_TOKENS, RATIONALE_TOKENS, asked, options_of, read_sample, two_steps, units
 
 
 class ZeroShot(Settings):
@@ -36,81 +31,11 @@ async def zero_shot_cot(settings: ZeroShot, context: Context) -> AsyncIterator[E
 
     async def one(unit: tuple[Question, int]) -> Elicited:
         question, sample = unit
-        options: dict[str, Any] = {
-            "sample": sample,
-            "about": question.text,
-            # Greedy for held-out questions: they measure the teacher, as the published figures were measured.
-            "temperature": settings.temperature if question.split == "train" else 0.0,
-            "max_tokens": settings.max_tokens,
-        }
-        first = await context.teacher.ask([*question.before, *first_request(question.text, question.kind)], **options)
-        unanswered = (trouble(first) or ("",))[0] in ("failed_request", "refused")
-        if unanswered or not reasons_first(question.kind):
-            return read_sample(question, sample, (first,))
-        behind = answer_request(question.text, question.kind, first.text.strip())
-        second = await context.teacher.ask([*question.before, *behind], **options)
-        return read_sample(question, sample, (first, second))
+        replies = await two_steps(context.teacher, question, options_of(settings, question, sample))
+        return read_sample(question, sample, replies, graded=context.skills[question.skill].graded)
 
     async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
         yield found
-
-
-def asked(skills: list[str], context: Context) -> list[Question]:
-    """The questions of these skills, or of all.
-
-    Raises:
-        UserError: the recipe has no such skill.
-    """
-    return [q for skill in skills for q in context.of_skill(skill)] if skills else list(context.questions)
-
-
-def units(questions: Iterable[Question], settings: Settings, context: Context) -> Iterator[tuple[Question, int]]:
-    """Each question with each sample index of it: D of them for training, one when held out."""
-    for question in questions:
-        count = (settings.samples or context.samples_a_question) if question.split == "train" else 1
-        for sample in range(question.occurrence * count, (question.occurrence + 1) * count):
-            yield question, sample
-
-
-def read_sample(question: Question, sample: int, replies: tuple[Reply, ...]) -> Elicited:
-    """Put the replies to one sample together: rationale, answer, and what speaks against them."""
-    completion = replies[-1].text
-    rationale = tidy(replies[0].text) if reasons_first(question.kind) else ""
-    answer = grading.extract(completion, question.kind)
-    problem = next((found for reply in replies if (found := trouble(reply))), None)
-    if problem is None and reasons_first(question.kind) and not rationale:
-        problem = "empty", ""
-    if problem is None and answer is None:
-        problem = "no_answer", completion.strip()[:200]
-    reason, detail = problem or (None, "")
-    failed = reason == "failed_request"
-    return Elicited(
-        id=f"{question.id}/{sample}",
-        skill=question.skill,
-        route=question.route,
-        method="zero_shot_cot",
-        messages=question_messages(question),
-        answer=None if failed else answer,
-        completion="" if failed else completion,
-        kind=question.kind,
-        rationale="" if failed else rationale,
-        gold=question.gold,
-        split=question.split,
-        source=tuple(reply.key for reply in replies),
-        tags=question.tags,
-        reason=reason,
-        detail=detail,
-    )
-
-
-def question_messages(question: Question) -> Messages:
-    """What the student will be asked."""
-    return [*question.before, {"role": "user", "content": question.text}]
-
-
-def tidy(rationale: str) -> str:
-    """Runs of blanks and of empty lines folded, white space at the ends of lines and text dropped."""
-    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", rationale)).strip()
 
 
 def plan(settings: ZeroShot, context: Context) -> list[Planned]:

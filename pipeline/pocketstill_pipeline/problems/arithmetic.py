@@ -6,7 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from .base import Problem, Solution, draw_name, draw_style
+from .base import Problem, Solution, draw_name, draw_style, slots_pattern
 
 _ITEMS = "apples marbles stickers books cards coins pencils shells stamps cookies flowers beads".split()
 
@@ -103,16 +103,7 @@ _WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 
 def _pattern(form: _Form) -> re.Pattern[str]:
-    seen: set[str] = set()
-
-    def group(match: re.Match[str]) -> str:
-        slot = match[1]
-        if slot in seen:
-            return f"(?P={slot})"
-        seen.add(slot)
-        return f"(?P<{slot}>{_SLOT.get(slot, r'[0-9]+')})"
-
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(form.text)))
+    return re.compile(slots_pattern(form.text, lambda slot: _SLOT.get(slot, r"[0-9]+")))
 
 
 _PATTERNS = tuple(_pattern(form) for form in _FORMS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pocketstill.grading import Kind
@@ -82,6 +83,23 @@ def draw_names(rng: random.Random, count: int, *, unseen: bool = False) -> list[
         if name not in names:
             names.append(name)
     return names
+
+
+def slots_pattern(text: str, slot: Callable[[str], str]) -> str:
+    """A regular expression for a text with `{slots}`: a named group each, of what `slot(name)` matches.
+
+    A slot that comes again must be filled as it was before.
+    """
+    seen: set[str] = set()
+
+    def group(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>{slot(name)})"
+
+    return re.sub(r"\\\{(\w+)\\\}", group, re.escape(text))
 
 
 def draw_style(rng: random.Random) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pocketstill_pipeline.asking import Messages
 
-from .rows import RowError
+from .rows import RowError, plain
 
 # OpenAI's roles; those of ShareGPT and of the sets made of it; LangChain's types and class names.
 _ROLES = {
@@ -27,8 +27,8 @@ def loaded(value: Any) -> Any:
     """A value that a table had to write as JSON text, read; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return plain(json.loads(value))
+        except (ValueError, RecursionError, RowError):
             return value
     return value
 
@@ -146,7 +146,7 @@ def _call(call: Any, where: str, otherwise: str) -> dict[str, Any]:
     arguments: Any = next((function[key] for key in ("arguments", "args") if function.get(key) is not None), {})
     if isinstance(arguments, str):
         try:
-            json.loads(arguments or "{}")
+            plain(json.loads(arguments or "{}"))
         except (ValueError, RecursionError):
             raise RowError(f"the arguments of a tool call of {where} are not JSON") from None
         arguments = arguments or "{}"

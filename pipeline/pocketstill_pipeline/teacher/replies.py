@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pocketstill_pipeline.asking import Reply, ToolCall
 from pocketstill_pipeline.ledger import Row
 
 FILTERED = "stopped by the teacher's content filter"
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def unusable(body: Any) -> str | None:
@@ -50,17 +52,23 @@ def reply_of(key: str, body: Any, *, cached: bool = False) -> Reply:
     choice = body["choices"][0]
     message = choice["message"]
     reason = choice.get("finish_reason") or "stop"
-    refusal, logprobs = message.get("refusal"), choice.get("logprobs")
+    content, refusal, logprobs = message.get("content"), message.get("refusal"), choice.get("logprobs")
     entries = logprobs.get("content") if isinstance(logprobs, dict) else None
+    listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     return Reply(
         key,
-        message.get("content") or "",
+        _sound(content) if isinstance(content, str) else "",
         reason,
         cached=cached,
         tool_calls=_calls(message.get("tool_calls") or ()),
-        logprobs=entries if isinstance(entries, list) else None,
-        refusal=refusal or (FILTERED if reason == "content_filter" else None),
+        logprobs=entries if listed else None,
+        refusal=_sound(str(refusal)) if refusal else FILTERED if reason == "content_filter" else None,
     )
+
+
+def _sound(text: str) -> str:
+    """The text without halves of characters, which JSON can spell and no file in UTF-8 can hold."""
+    return _HALVES.sub("\ufffd", text)
 
 
 def stored_reply(row: Row | None) -> Reply | None:
@@ -79,5 +87,5 @@ def _calls(calls: Any) -> tuple[ToolCall, ...]:
         arguments = function.get("arguments") or "{}"
         # Some servers give the arguments as an object.
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        found.append(ToolCall(str(call.get("id") or ""), str(function["name"]), text))
+        found.append(ToolCall(_sound(str(call.get("id") or "")), _sound(str(function["name"])), _sound(text)))
     return tuple(found)

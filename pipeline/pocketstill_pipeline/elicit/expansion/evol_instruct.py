@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pocketstill_pipeline.asking import Reply
+from pocketstill_pipeline.curating.texts import words as words_of
 from pocketstill_pipeline.elicit.base import Asker, Context, Planned, Settings, trouble
 from pocketstill_pipeline.elicit.prompts.evolving import (
     COPIED,
@@ -26,7 +27,7 @@ from pocketstill_pipeline.elicit.prompts.evolving import (
     read_compare,
     read_evolved,
 )
-from pocketstill_pipeline.elicit.zero_shot import tidy
+from pocketstill_pipeline.elicit.sampling import tidy
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
@@ -36,7 +37,6 @@ from .stopwords import STOPWORDS
 # A reply that says sorry is a failure when it is shorter than this, in words (section 3.2 of the paper).
 _SHORT_WORDS = 80
 _SORRY = re.compile(r"\bsorry\b", re.IGNORECASE)
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 class EvolInstruct(Settings):
@@ -51,7 +51,9 @@ class EvolInstruct(Settings):
     of: str = Field("", description="an earlier [[elicit]] entry whose instructions are evolved")
     limit: int | None = Field(None, ge=1, description="most instructions to start from")
     rounds: int = Field(4, ge=1, description="M, rounds of evolution")
-    operations: list[Operation] = Field(default_factory=lambda: list(OPERATIONS), min_length=1)
+    operations: list[Operation] = Field(
+        default_factory=lambda: list(OPERATIONS), min_length=1, description="what may be drawn, in depth or in breadth"
+    )
     keep_starts: bool = Field(True, description="answer the instructions that it starts from too")
 
     @model_validator(mode="after")
@@ -176,7 +178,7 @@ async def _answered(evolved: Evolved, start: Start, settings: EvolInstruct, teac
     told = trouble(reply)
     if told is not None and told[0] != "empty":
         return evolved.but(*told, reply)
-    words = [word.lower().replace("’", "'") for word in _WORD.findall(reply.text)]
+    words = [word.replace("’", "'") for word in words_of(reply.text)]
     if _SORRY.search(reply.text) and len(words) < _SHORT_WORDS:
         return evolved.but("eliminated_sorry", f"{len(words)} words", reply)
     # A number is a word with content; the paper's rule is about punctuation and stop words alone.

@@ -15,13 +15,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Reply
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings, trouble
 from pocketstill_pipeline.elicit.prompts.evolving import paraphrase_request
 from pocketstill_pipeline.elicit.prompts.expansion import read_list
-from pocketstill_pipeline.elicit.zero_shot import ANSWER_TOKENS, RATIONALE_TOKENS, asked, question_messages, read_sample
+from pocketstill_pipeline.elicit.sampling import (
+    ANSWER_TOKENS,
+    RATIONALE_TOKENS,
+    asked,
+    question_messages,
+    read_sample,
+    two_steps,
+)
 from pocketstill_pipeline.example import Elicited, Question
-from pocketstill_pipeline.prompts import answer_request, first_request, reasons_first
+from pocketstill_pipeline.prompts import first_request, reasons_first
 from pocketstill_pipeline.sections import Rate
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
@@ -60,7 +68,7 @@ async def paraphrase(settings: Paraphrase, context: Context) -> AsyncIterator[El
     """Question by question, each with its new wordings in the order of the reply.
 
     Raises:
-        UserError: the recipe has no such skill.
+        UserError: the recipe has no such skill, or one without right answers is not to be labelled.
     """
 
     async def one(question: Question) -> list[Elicited]:
@@ -70,17 +78,18 @@ async def paraphrase(settings: Paraphrase, context: Context) -> AsyncIterator[El
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
         )
+        graded = context.skills[question.skill].graded
         told = trouble(reply)
         texts = [] if told and told[0] != "truncated" else read_list(reply.text)
         if not texts:
             reason, detail = told or ("no_list", reply.text.strip()[:200])
-            return [_rejected(question, "", reply, (reason, detail), question.text)]
+            return [_rejected(question, "", reply, (reason, detail), question.text, graded=graded)]
         pool, made = RougePool([question.text]), []
         for index, text in enumerate(texts[: settings.wordings]):
             cut = told if index == len(texts) - 1 else None
             problem = cut or check_wording(question, text, pool, settings.similar)
             if problem is not None:
-                made.append(_rejected(question, f"/{index}", reply, problem, text))
+                made.append(_rejected(question, f"/{index}", reply, problem, text, graded=graded))
                 continue
             pool.add(text)
             made.append(await _labelled(question, f"/{index}", text, reply, settings, context))
@@ -92,7 +101,13 @@ async def paraphrase(settings: Paraphrase, context: Context) -> AsyncIterator[El
 
 
 def _questions(settings: Paraphrase, context: Context) -> list[Question]:
-    return [q for q in asked(settings.skills, context) if q.split == "train"][: settings.limit]
+    found = [q for q in asked(settings.skills, context) if q.split == "train"][: settings.limit]
+    free = next((q.skill for q in found if not context.skills[q.skill].graded), None)
+    if free is not None and not settings.label:
+        raise UserError(
+            f"elicit {settings.entry}: skill {free!r} has no right answers to keep; leave label = false out"
+        )
+    return found
 
 
 def check_wording(question: Question, text: str, pool: RougePool, similar: float) -> tuple[str, str] | None:
@@ -164,20 +179,19 @@ async def _labelled(
     options: dict[str, Any] = {
         "about": text, "temperature": settings.temperature, "max_tokens": settings.max_tokens,
     }  # fmt: skip
-    replies = [await context.teacher.ask(first_request(text, question.kind), **options)]
-    if replies[0].error is None and reasons_first(question.kind):
-        prompt = answer_request(text, question.kind, replies[0].text.strip())
-        replies.append(await context.teacher.ask(prompt, **options))
-    sample = read_sample(worded, 0, tuple(replies))
+    replies = await two_steps(context.teacher, worded, options)
+    sample = read_sample(worded, 0, replies, graded=context.skills[question.skill].graded)
     return replace(sample, id=worded.id, method="paraphrase", source=(reply.key, *sample.source), group=question.id)
 
 
-def _rejected(question: Question, index: str, reply: Reply, problem: tuple[str, str], text: str) -> Elicited:
+def _rejected(
+    question: Question, index: str, reply: Reply, problem: tuple[str, str], text: str, *, graded: bool
+) -> Elicited:
     return Elicited(
         id=f"{question.id}{index}", skill=question.skill, route="expansion", method="paraphrase",
         messages=[{"role": "user", "content": text}], answer=None, completion=text if index else reply.text,
-        kind=question.kind, gold=question.gold, source=(reply.key,), tags=(*question.tags, "paraphrase"),
-        group=question.id, reason=problem[0], detail=problem[1],
+        kind=question.kind, gold=question.gold if graded else None, source=(reply.key,),
+        tags=(*question.tags, "paraphrase"), group=question.id, reason=problem[0], detail=problem[1],
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from pocketstill_pipeline.elicit.prompts.expansion import (
     read_list,
 )
 from pocketstill_pipeline.example import Elicited
+from pocketstill_pipeline.problems.base import normalise
 from pocketstill_pipeline.sections import Rate
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
@@ -88,11 +89,11 @@ class Pool:
     @classmethod
     def of(cls, seeds: list[Shown]) -> Pool:
         texts = [seed.instruction for seed in seeds]
-        return cls(texts, RougePool(texts), known={_plain(text) for text in texts})
+        return cls(texts, RougePool(texts), known={normalise(text) for text in texts})
 
     def add(self, found: Found) -> None:
         self.found.append(found)
-        self.known.add(_plain(found.text))
+        self.known.add(normalise(found.text))
         self.rouge.add(found.text)
 
 
@@ -171,7 +172,7 @@ def _judge(text: str, pool: Pool, settings: SelfInstruct) -> tuple[str, str] | N
         return "beyond_text", beyond[0]
     if text.lower().startswith("write a program"):
         return "asks_for_program", ""
-    if _plain(text) in pool.known:
+    if normalise(text) in pool.known:
         return "in_pool", ""
     similar = pool.rouge.nearest(text, settings.similar)
     if similar is not None:
@@ -249,11 +250,11 @@ def check_instances(instances: list[Instance]) -> list[tuple[str, str] | None]:
     """
     outputs: dict[str, set[str]] = {}
     for one in instances:
-        outputs.setdefault(_plain(one.input), set()).add(_plain(one.output))
+        outputs.setdefault(normalise(one.input), set()).add(normalise(one.output))
     seen: set[tuple[str, str]] = set()
     reasons: list[tuple[str, str] | None] = []
     for one in instances:
-        given, said = _plain(one.input), _plain(one.output)
+        given, said = normalise(one.input), normalise(one.output)
         reason: tuple[str, str] | None = None
         if not said:
             reason = "empty", ""
@@ -298,10 +299,6 @@ def _seeds(settings: SelfInstruct) -> list[Shown]:
     if len(seeds) < 2:
         raise UserError(f"{settings.seeds}: {len(seeds)} seed task; {settings.entry} needs 2 or more")
     return seeds
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
 
 
 def plan(settings: SelfInstruct, context: Context) -> list[Planned]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from pocketstill import grading
 from pocketstill_pipeline.asking import Message
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings
-from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens
+from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, asked, mean_tokens
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import canonical
 
@@ -109,10 +109,17 @@ def is_graded(item: Elicited, context: Context) -> bool:
 
 @dataclass(frozen=True)
 class Expected:
-    """How much of an earlier entry there will be: (low, high) samples and questions, tokens of one question."""
+    """How much of an earlier entry there will be.
+
+    Attributes:
+        samples, questions: (low, high).
+        each: most samples of one question.
+        question_tokens: of one question.
+    """
 
     samples: tuple[int, int]
     questions: tuple[int, int]
+    each: int
     question_tokens: float
 
     def judged(self, what: str, requests: tuple[int, int], replies: int = 1) -> Planned:
@@ -123,13 +130,16 @@ class Expected:
 
 
 def expected(of: str, context: Context) -> Expected:
-    """Counted where the entry has run already, else from the questions: one to D samples of each."""
-    train = [question for question in context.questions if question.split == "train"]
+    """Counted where the entry has run already, else from the questions that it asks: one to D samples of each."""
+    first = context.entries.get(of)
+    while first is not None and first.builds_on in context.entries:
+        first = context.entries[first.builds_on]
+    questions = asked(getattr(first, "skills", []), context)
+    train = [question for question in questions if question.split == "train"]
     tokens = mean_tokens(train)
     if (context.samples / f"{of}.jsonl").is_file():
-        samples = questions = 0
-        for group in by_question(context.earlier(of)):
-            samples, questions = samples + len(group), questions + 1
-        return Expected((samples, samples), (questions, questions), tokens)
-    most = len(train) * context.samples_a_question
-    return Expected((len(train), most), (0 if most == len(train) else len(train), len(train)), tokens)
+        sizes = [len(group) for group in by_question(context.earlier(of))]
+        return Expected((sum(sizes),) * 2, (len(sizes),) * 2, max(sizes, default=0), tokens)
+    each = (first.samples if first is not None else None) or context.samples_a_question
+    most = len(train) * each
+    return Expected((len(train), most), (len(train) if each > 1 else 0, len(train)), each, tokens)

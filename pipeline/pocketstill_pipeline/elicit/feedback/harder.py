@@ -16,12 +16,22 @@ from pydantic import BaseModel, Field
 
 from pocketstill import grading
 from pocketstill_pipeline.asking import Reply
-from pocketstill_pipeline.elicit import zero_shot
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings, ask_json, trouble
 from pocketstill_pipeline.elicit.expansion.rouge import RougePool
 from pocketstill_pipeline.elicit.prompts.feedback import question_request, referee_request
-from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, Prompting, mean_tokens, planned_samples, sampled
+from pocketstill_pipeline.elicit.sampling import (
+    PROMPT,
+    REPLY_TOKENS,
+    Prompting,
+    asked,
+    mean_tokens,
+    planned_samples,
+    question_messages,
+    read_sample,
+    sampled,
+)
 from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.sections import Rate
 
 from .candidates import FRAME_TOKENS, JUDGE_TEMPERATURE, REASON_TOKENS, reply_of, shuffled
 
@@ -49,11 +59,16 @@ class HarderSettings(Settings):
     method: Literal["harder"] = "harder"
     skills: list[str] = Field(default_factory=list, description="whose questions; all when left out")
     questions: int = Field(200, ge=1, description="training questions a skill that the student is asked")
-    new: int = Field(100, ge=1, description="new questions in all")
+    count: int = Field(100, ge=1, description="new questions to make")
     easy_share: float = Field(0.5, ge=0.0, lt=1.0, description="share of easy ones among the new")
     gap: float = Field(1.0, ge=0.0, le=9.0, description="points of 10 behind the teacher that make a question hard")
-    max_rouge: float = Field(0.7, gt=0.0, le=1.0, description="ROUGE-L F at which a new question is too like another")
-    student_prompt: Prompting = Field("plain", description="two_step: zero-shot-CoT; plain: the question as it stands")
+    similar: Rate = Field(0.7, gt=0.0, description="ROUGE-L F with any other question from which a new one is dropped")
+    prompt: Prompting = PROMPT
+
+    @property
+    def needs_student(self) -> bool:
+        """Always: what is hard is hard for the student."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -85,8 +100,8 @@ async def harder(settings: HarderSettings, context: Context) -> AsyncIterator[El
         return
     # Held-out ones too: nothing is to be made that is like them.
     pool = RougePool(question.text for question in context.questions)
-    missing = {True: settings.new - round(settings.new * settings.easy_share)}
-    missing[False] = settings.new - missing[True] if easy else 0
+    missing = {True: settings.count - round(settings.count * settings.easy_share)}
+    missing[False] = settings.count - missing[True] if easy else 0
     used = {True: 0, False: 0}
     for number in range(_ROUNDS):
         wanted: list[_New] = []
@@ -98,7 +113,7 @@ async def harder(settings: HarderSettings, context: Context) -> AsyncIterator[El
                 used[is_hard] += 1
         accepted: list[_New] = []
         async for new in context.teacher.map(_maker(settings, context), wanted):
-            new = _checked(new, pool, settings.max_rouge)
+            new = _checked(new, pool, settings.similar)
             if new.reason is not None:
                 yield _refused(new)
                 continue
@@ -117,7 +132,7 @@ async def _told_apart(settings: HarderSettings, context: Context) -> tuple[list[
     async def one(question: Question) -> _Seed | None:
         """None when the student, or the referee, did not answer."""
         graded = context.skills[question.skill].graded
-        said = await sampled(student, question, 0, settings.student_prompt, graded=graded, temperature=0.0)
+        said = await sampled(student, question, 0, settings.prompt, graded=graded, temperature=0.0)
         if said.reason in ("failed_request", "refused"):
             return None
         if graded:
@@ -133,7 +148,7 @@ async def _told_apart(settings: HarderSettings, context: Context) -> tuple[list[
 def _asked(settings: HarderSettings, context: Context) -> list[Question]:
     counted: dict[str, int] = {}
     found = []
-    for question in zero_shot.asked(settings.skills, context):
+    for question in asked(settings.skills, context):
         if question.split == "train" and not question.occurrence:
             counted[question.skill] = counted.get(question.skill, 0) + 1
             if counted[question.skill] <= settings.questions:
@@ -143,7 +158,7 @@ def _asked(settings: HarderSettings, context: Context) -> list[Question]:
 
 async def _refereed(settings: HarderSettings, context: Context, question: Question, student: Elicited) -> _Seed | None:
     """The referee's word, the mean of both orders as in Lion's section 3.2."""
-    reply = await context.teacher.ask(zero_shot.question_messages(question), max_tokens=settings.max_tokens)
+    reply = await context.teacher.ask(question_messages(question), max_tokens=settings.max_tokens)
     if trouble(reply) is not None:
         return None
     both, gap = (reply.text.strip(), reply_of(student)), 0.0
@@ -188,7 +203,7 @@ def _question(new: _New) -> Question:
 
 
 def _refused(new: _New) -> Elicited:
-    made = zero_shot.read_sample(_question(new), 0, (Reply(new.key, "-"),))
+    made = read_sample(_question(new), 0, (Reply(new.key, "-"),))
     return replace(
         made, method="harder", answer=None, completion="", rationale="", gold=None, reason=new.reason, detail=new.detail
     )
@@ -211,18 +226,18 @@ def _labeller(settings: HarderSettings, context: Context) -> Any:
 
 def plan_harder(settings: HarderSettings, context: Context) -> list[Planned]:
     """The student's answers, the referee's words on what has no right one, the new questions, their answers."""
-    asked = _asked(settings, context)
-    tokens = mean_tokens(asked)
+    questions = _asked(settings, context)
+    tokens = mean_tokens(questions)
     size = (tokens, tokens)
-    free = [question for question in asked if not context.skills[question.skill].graded]
-    planned = [planned_samples("the student's answers", asked, 1, settings.student_prompt, context, "student")]
+    free = [question for question in questions if not context.skills[question.skill].graded]
+    planned = [planned_samples("the student's answers", questions, 1, settings.prompt, context, "student")]
     around = tokens + FRAME_TOKENS
     if free:
         count = len(free)
         shown = (around + 2 * REPLY_TOKENS[0], around + 2 * REPLY_TOKENS[1])
         planned.append(Planned("replies to compare", (count, count), size, REPLY_TOKENS))
         planned.append(Planned("referee", (2 * count, 2 * count), shown, REASON_TOKENS))
-    labels = settings.new * (settings.samples or 1) * (2 if len(free) < len(asked) else 1)
-    planned.append(Planned("new questions", (0, _ROUNDS * settings.new), (around, around), REPLY_TOKENS))
+    labels = settings.count * (settings.samples or 1) * (2 if len(free) < len(questions) else 1)
+    planned.append(Planned("new questions", (0, _ROUNDS * settings.count), (around, around), REPLY_TOKENS))
     planned.append(Planned("their answers", (0, labels), (tokens, tokens + REPLY_TOKENS[1]), REPLY_TOKENS))
     return planned

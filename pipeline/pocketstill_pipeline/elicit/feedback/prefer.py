@@ -50,6 +50,11 @@ class PreferSettings(OfEarlier):
     )
     pairs: int = Field(1, ge=1, description="pairs a question")
 
+    @property
+    def needs_student(self) -> bool:
+        """When the student's reply is one side."""
+        return self.against == "student"
+
 
 @dataclass(frozen=True)
 class _Pair:

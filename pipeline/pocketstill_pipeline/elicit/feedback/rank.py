@@ -111,4 +111,4 @@ def plan_rank(settings: RankSettings, context: Context) -> list[Planned]:
     """`repeats` requests a question."""
     earlier = expected(settings.of, context)
     low, high = (count * settings.repeats for count in earlier.questions)
-    return [earlier.judged("rankings", (low, high), min(settings.most, context.samples_a_question))]
+    return [earlier.judged("rankings", (low, high), min(settings.most, max(earlier.each, 2)))]

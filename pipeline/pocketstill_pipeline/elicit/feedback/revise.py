@@ -16,8 +16,7 @@ from pydantic import BaseModel, Field
 from pocketstill import grading
 from pocketstill_pipeline.elicit.base import Context, Planned, ask_json, trouble
 from pocketstill_pipeline.elicit.prompts.feedback import critique_request, revision_request
-from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS
-from pocketstill_pipeline.elicit.zero_shot import tidy
+from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, tidy
 from pocketstill_pipeline.example import Elicited
 
 from .candidates import (
@@ -44,7 +43,7 @@ class ReviseSettings(OfEarlier):
     """Have samples of an earlier entry criticised and written anew."""
 
     method: Literal["revise"] = "revise"
-    which: Literal["all", "wrong"] = Field("all", description="wrong: those whose answer is known to be wrong")
+    which: Literal["all", "wrong"] = Field("all", description="samples to mend; wrong: those known to be wrong")
 
 
 async def revise(settings: ReviseSettings, context: Context) -> AsyncIterator[Elicited]:

@@ -32,7 +32,7 @@ class ScoreSettings(OfEarlier):
     """Score the training samples of an earlier entry."""
 
     method: Literal["score"] = "score"
-    criteria: list[str] = Field(["quality", "complexity"], min_length=1)
+    criteria: list[str] = Field(["quality", "complexity"], min_length=1, description="what is scored, 1 to 5 each")
     rubric: dict[str, str] = Field(default_factory=dict, description="what criteria of your own mean")
 
     @model_validator(mode="after")

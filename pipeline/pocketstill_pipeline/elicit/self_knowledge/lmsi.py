@@ -78,4 +78,5 @@ def _by_majority(path: Elicited, most: str | None, share: float, least: float) -
 
 def plan_lmsi(settings: LmsiSettings, context: Context) -> list[Planned]:
     """N samples a question."""
+    graded_questions(settings, context)
     return [planned_own(settings, context, samples_of(settings))]

@@ -9,9 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from pocketstill.errors import UserError
-from pocketstill_pipeline.elicit import zero_shot
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings
-from pocketstill_pipeline.elicit.sampling import Prompting, planned_samples, sampled
+from pocketstill_pipeline.elicit.sampling import PROMPT, Prompting, asked, planned_samples, sampled
 from pocketstill_pipeline.example import Elicited, Question
 
 # So many samples a question when neither the entry nor the recipe says more than one: their choice is the point.
@@ -22,9 +21,12 @@ class OwnSettings(Settings):
     """An entry that asks the student the training questions."""
 
     skills: list[str] = Field(default_factory=list, description="whose questions; all when left out")
-    prompt: Prompting = Field(
-        "plain", description="plain: the question as it stands, as the student was trained; two_step: zero-shot-CoT"
-    )
+    prompt: Prompting = PROMPT
+
+    @property
+    def needs_student(self) -> bool:
+        """Always: it is the student's own knowledge."""
+        return True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -38,8 +40,11 @@ def own_questions(settings: OwnSettings, context: Context) -> list[Question]:
     Raises:
         UserError: the recipe has no such skill.
     """
-    asked = zero_shot.asked(settings.skills, context)
-    return [question for question in asked if question.split == "train" and not question.occurrence]
+    return [
+        question
+        for question in asked(settings.skills, context)
+        if question.split == "train" and not question.occurrence
+    ]
 
 
 def graded_questions(settings: OwnSettings, context: Context) -> list[Question]:

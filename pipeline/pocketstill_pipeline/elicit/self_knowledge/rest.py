@@ -26,7 +26,7 @@ from pocketstill_pipeline.elicit.feedback.candidates import (
 from pocketstill_pipeline.elicit.feedback.score import scores_schema
 from pocketstill_pipeline.elicit.prompts.feedback import CRITERIA, score_request
 from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens
-from pocketstill_pipeline.example import Elicited
+from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.sections import Rate
 
 from .own import OwnSettings, own_questions, own_sample, planned_own, samples_of
@@ -68,6 +68,13 @@ async def rest(settings: RestSettings, context: Context) -> AsyncIterator[Elicit
             made = replace(made, scores={"reward": float(right)})
         return _staged(made, settings.thresholds)
 
+    questions = _rewarded(settings, context)
+    units = ((index, sample) for index in range(len(questions)) for sample in range(samples_of(settings)))
+    async for made in student.map(one, units):
+        yield made
+
+
+def _rewarded(settings: RestSettings, context: Context) -> list[Question]:
     questions = own_questions(settings, context)
     ungraded = next((q.skill for q in questions if not context.skills[q.skill].graded), None)
     if settings.reward == "answer" and ungraded is not None:
@@ -75,9 +82,7 @@ async def rest(settings: RestSettings, context: Context) -> AsyncIterator[Elicit
             f"elicit: {settings.entry}: skill {ungraded!r} has no right answers to reward; "
             'set reward = "teacher", or name other skills'
         )
-    units = ((index, sample) for index in range(len(questions)) for sample in range(samples_of(settings)))
-    async for made in student.map(one, units):
-        yield made
+    return questions
 
 
 async def _scored(item: Elicited, context: Context) -> Elicited:
@@ -108,9 +113,9 @@ def _staged(item: Elicited, thresholds: list[float]) -> Elicited:
 
 def plan_rest(settings: RestSettings, context: Context) -> list[Planned]:
     """The student's samples, and the teacher's scores of them when these are the reward."""
+    questions = _rewarded(settings, context)
     planned = [planned_own(settings, context, samples_of(settings))]
     if settings.reward == "teacher":
-        questions = own_questions(settings, context)
         count, around = len(questions) * samples_of(settings), mean_tokens(questions) + FRAME_TOKENS
         shown = (around + REPLY_TOKENS[0], around + REPLY_TOKENS[1])
         planned.append(Planned("scores", (0, count), shown, REASON_TOKENS))

@@ -22,7 +22,7 @@ from pocketstill_pipeline.elicit.feedback.candidates import (
     reply_of,
 )
 from pocketstill_pipeline.elicit.prompts.self_knowledge import judgement_request, read_score
-from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens
+from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens, question_messages
 from pocketstill_pipeline.example import Elicited, Question
 
 from .own import OwnSettings, own_questions, own_samples, planned_own, samples_of
@@ -112,7 +112,7 @@ def _pair(
 def _nothing(question: Question) -> Elicited:
     return Elicited(
         question.id, question.skill, "self_knowledge", "self_judge",
-        [*question.before, {"role": "user", "content": question.text}], None, "", question.kind, tags=question.tags,
+        question_messages(question), None, "", question.kind, tags=question.tags,
     )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Literal
 
+from pydantic import Field
+
 from pocketstill import grading
-from pocketstill_pipeline.asking import Reply
 from pocketstill_pipeline.elicit.base import Context, Planned
-from pocketstill_pipeline.elicit.direct import read_reply
 from pocketstill_pipeline.elicit.prompts.self_knowledge import hint_request
-from pocketstill_pipeline.elicit.zero_shot import read_sample
+from pocketstill_pipeline.elicit.sampling import read_reply, read_sample, two_steps
 from pocketstill_pipeline.example import Elicited, Question
-from pocketstill_pipeline.prompts import answer_request, reasons_first
+from pocketstill_pipeline.prompts import reasons_first
 
 from .own import OwnSettings, graded_questions, own_sample, planned_own
 
@@ -39,7 +39,7 @@ class StarSettings(OwnSettings):
     """Keep rationales that lead to the right answer; have wrong ones rationalized."""
 
     method: Literal["star"] = "star"
-    rationalize: bool = True
+    rationalize: bool = Field(True, description="ask again with the right answer as a hint where it was missed")
 
 
 async def star(settings: StarSettings, context: Context) -> AsyncIterator[Elicited]:
@@ -65,17 +65,12 @@ async def star(settings: StarSettings, context: Context) -> AsyncIterator[Elicit
 async def _rationalized(settings: StarSettings, context: Context, question: Question, sample: int) -> Elicited:
     student, whole = context.asks_student(), settings.prompt == "plain"
     options: dict[str, Any] = settings.options | {"sample": sample, "about": question.text}
-    before = list(question.before)
-    request = hint_request(question.text, question.gold, question.kind, whole=whole)
-    replies: list[Reply] = [await student.ask([*before, *request], **options)]
+    opening = hint_request(question.text, question.gold, question.kind, whole=whole)
     if whole:
-        made = read_reply(question, sample, replies[0], graded=True)
+        made = read_reply(question, sample, await student.ask([*question.before, *opening], **options), graded=True)
     else:
-        if replies[0].error is None:
-            # Without the hint: the answer must follow from the rationale.
-            behind = answer_request(question.text, question.kind, replies[0].text.strip())
-            replies.append(await student.ask([*before, *behind], **options))
-        made = read_sample(question, sample, tuple(replies))
+        # The hint is not in the second step: the answer must follow from the rationale.
+        made = read_sample(question, sample, await two_steps(student, question, options, opening))
     made = replace(
         made, id=f"{made.id}/rationalized", route="self_knowledge", method="star", tags=(*made.tags, "rationalized")
     )
@@ -89,6 +84,7 @@ async def _rationalized(settings: StarSettings, context: Context, question: Ques
 
 def plan_star(settings: StarSettings, context: Context) -> list[Planned]:
     """The samples, and up to as many rationalizations."""
+    graded_questions(settings, context)
     samples = planned_own(settings, context, settings.samples or 1)
     if not settings.rationalize:
         return [samples]

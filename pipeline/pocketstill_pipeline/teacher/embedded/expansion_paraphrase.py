@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from pocketstill_pipeline.elicit.prompts.evolving import Paraphrases, asked_paraphrases
-from pocketstill_pipeline.problems.base import draw_name
+from pocketstill_pipeline.problems.base import draw_name, slots_pattern
 from pocketstill_pipeline.teacher import TeacherConfig
 from pocketstill_pipeline.teacher.protocol import ChatRequest
 
@@ -34,16 +34,7 @@ class _Wording:
 
 
 def _wording(text: str) -> _Wording:
-    seen: set[str] = set()
-
-    def group(match: re.Match[str]) -> str:
-        slot = match[1]
-        if slot in seen:
-            return f"(?P={slot})"
-        seen.add(slot)
-        return f"(?P<{slot}>{_SLOTS.get(slot, _ANY)})"
-
-    pattern = re.compile(r"(?<!\w)" + re.sub(r"\\\{(\w+)\\\}", group, re.escape(text)))
+    pattern = re.compile(r"(?<!\w)" + slots_pattern(text, lambda slot: _SLOTS.get(slot, _ANY)))
     return _Wording(text, pattern, max(re.split(r"\{\w+\}", text), key=len))
 
 

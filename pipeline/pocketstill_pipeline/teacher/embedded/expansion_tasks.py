@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pocketstill_pipeline.problems.base import slots_pattern
+
 from .expansion_topics import AUDIENCES, BAD, GOOD, NAMES, PEOPLE, PLACES, SUBJECTS, TOPICS, WORDS, Topic
 
 Slots = dict[str, str]
@@ -56,17 +58,12 @@ def fill(wording: str, rng: random.Random) -> tuple[str, Slots]:
 
 def pattern_of(wording: str) -> re.Pattern[str]:
     """What finds a filled wording in a text; its groups are the slots."""
-    seen: set[str] = set()
+    return re.compile(slots_pattern(wording, _fillings), re.IGNORECASE)
 
-    def group(match: re.Match[str]) -> str:
-        slot = match[1]
-        if slot in seen:
-            return f"(?P={slot})"
-        seen.add(slot)
-        longest_first = sorted(FILLINGS[slot], key=len, reverse=True)
-        return f"(?P<{slot}>{'|'.join(map(re.escape, longest_first))})"
 
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(wording)), re.IGNORECASE)
+def _fillings(slot: str) -> str:
+    longest_first = sorted(FILLINGS[slot], key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first))
 
 
 def sign_of(wording: str) -> str:
