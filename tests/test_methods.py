@@ -31,6 +31,11 @@ def test_a_recipe_is_named_as_its_file_and_describes_itself(path: Path) -> None:
     assert recipe.name == path.stem and recipe.description
 
 
+def test_the_documentation_names_every_method() -> None:
+    said = (Path(__file__).parents[1] / "docs" / "elicit.md").read_text(encoding="utf-8")
+    assert [method for method in METHODS if f"`{method}`" not in said] == []
+
+
 def test_the_command_lists_them(tmp_path: Path) -> None:
     assert set(result_of(pocketstill("methods"))["methods"]) == set(METHODS)
     settings = result_of(pocketstill("methods", "from_topics"))["settings"]
