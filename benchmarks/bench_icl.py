@@ -24,9 +24,10 @@ from pocketstill import grading
 from pocketstill.files import sha256_file
 from pocketstill.manifest import read_manifest
 from pocketstill.stats import paired_difference, wilson
-from pocketstill_pipeline.collect import collect, entries_of
+from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.curate import curate
 from pocketstill_pipeline.distill import train
+from pocketstill_pipeline.entries import entries_of
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.recipe import Recipe, load_recipe
 from pocketstill_pipeline.students import hush_transformers, load_student, read_tokenizer

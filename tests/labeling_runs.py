@@ -9,7 +9,8 @@ from typing import Any
 from teaching import recipe_of
 
 from pocketstill import grading
-from pocketstill_pipeline.collect import LEDGER, SAMPLES, collect
+from pocketstill_pipeline.collect import LEDGER, collect
+from pocketstill_pipeline.entries import SAMPLES
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.recipe import Recipe
 

@@ -18,7 +18,7 @@ from teaching import recipe_of, write_rows
 
 from pocketstill import grading
 from pocketstill.errors import UserError
-from pocketstill_pipeline.collect import LEDGER, SAMPLES, collect
+from pocketstill_pipeline.collect import LEDGER, collect
 from pocketstill_pipeline.curate import TRAIN, curate
 from pocketstill_pipeline.elicit.labeling import different
 from pocketstill_pipeline.elicit.prompts.labeling import (
@@ -33,6 +33,7 @@ from pocketstill_pipeline.elicit.prompts.labeling import (
     program_request,
     system_request,
 )
+from pocketstill_pipeline.entries import SAMPLES
 from pocketstill_pipeline.questions import build_questions
 from pocketstill_pipeline.quote import plans_of, quote_of
 from pocketstill_pipeline.recipe import Recipe, load_recipe

@@ -14,10 +14,11 @@ from teaching import chat_app, recipe_of, serving, write_rows
 from pocketstill import grading
 from pocketstill.errors import UserError
 from pocketstill.stats import wilson
-from pocketstill_pipeline.collect import collect, context_of
+from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.elicit.context_tasks import Row, find_tasks
 from pocketstill_pipeline.elicit.in_context import InContext, plan, well_formed
 from pocketstill_pipeline.elicit.prompts import in_context as prompts
+from pocketstill_pipeline.entries import context_of
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.problems.families import FAMILIES, HELD_OUT, find_task, read_input
 from pocketstill_pipeline.recipe import Recipe, load_recipe

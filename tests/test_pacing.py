@@ -216,6 +216,7 @@ def test_one_who_is_stopped_with_the_turn_in_hand_gives_it_on() -> None:
         pace.leave(entered, "answered")
         granted.cancel()
         await asyncio.wait_for(next_one, 1)
+        assert (pace.flying, pace.waiting) == (1, 0)
         pace.close()
 
     asyncio.run(run())

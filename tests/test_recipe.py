@@ -38,6 +38,12 @@ def test_defaults_fill_a_short_recipe(tmp_path: Path) -> None:
         (GOOD + "[studnet]\nbase = 'x'", "studnet.*'student'"),
         (GOOD + "[student.new]\nhiden_size = 64", r"student\.new\.hiden_size.*'hidden_size'"),
         (GOOD + "[teacher]\nsamples = 0", r"teacher\.samples"),
+        (
+            GOOD + "[[elicit]]\nmethod = 'from_topcis'",
+            r"elicit\.0: no method 'from_topcis'; nearest: 'from_topics'",
+        ),
+        (GOOD + "[[elicit]]\nskill = 'coin_flip'", r"elicit\.0: 'method' is missing; `pocketstill methods` lists them"),
+        (GOOD + "[[elicit]]\nmethod = 'direct'\nsampels = 2", r"elicit\.0\.direct\.sampels.*'samples'"),
         (GOOD + "[teacher]\nbase_url = 'replay'", "names no file"),
         (GOOD + "[verify]\nvariants = ['onnx-int9']", "did you mean onnx-int[48]"),
         (GOOD + GOOD.replace('name = "r"\n', ""), "same name"),

@@ -19,8 +19,8 @@ from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_mani
 
 from .elicit.base import Context, Planned, Settings
 from .elicit.methods import METHODS
-from .elicit.zero_shot import ZeroShot
 from .endpoints import endpoint_of, local_server, rules_digest
+from .entries import SAMPLES, context_of, entries_of
 from .example import Question
 from .ledger import Ledger
 from .progress import Shown
@@ -36,7 +36,6 @@ from .teacher.spending import Spending
 
 QUESTIONS = "questions.jsonl"
 LEDGER = "ledger.sqlite"
-SAMPLES = "samples"
 UNREADABLE = "unreadable.jsonl"
 
 
@@ -113,11 +112,6 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
         seed=recipe.seed, counts=counts, seconds=seconds,
     )  # fmt: skip
     return _result(out)
-
-
-def entries_of(recipe: Recipe) -> list[Settings]:
-    """What a recipe asks for; one that does not say asks every question for its chain of thought."""
-    return list(recipe.elicit) or [ZeroShot()]
 
 
 def collect_config(recipe: Recipe) -> dict[str, Any]:
@@ -270,17 +264,6 @@ def _client(
     teacher: Teacher, url: str, ledger: Ledger, spending: Spending | None = None
 ) -> AbstractAsyncContextManager[TeacherClient | BatchClient]:
     return (batching if teacher.mode == "batch" else connected)(teacher, url, ledger, spending)
-
-
-def context_of(recipe: Recipe, questions: list[Question], out: Path, teacher: Any, student: Any) -> Context:
-    """What the routes of a recipe are given."""
-    skills = {skill.name: skill for skill in recipe.skills}
-    return Context(
-        recipe.seed, questions, teacher, student, out / SAMPLES,
-        skills | {q.skill: skills[q.skill.removesuffix("_unseen")] for q in questions if q.skill not in skills},
-        recipe.teacher.samples,
-        {entry.entry: entry for entry in entries_of(recipe)},
-    )  # fmt: skip
 
 
 def _counts(ledger_path: Path, questions: list[Question]) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from pocketstill.errors import UserError
 from pocketstill.files import write_json
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 
-from .collect import QUESTIONS, SAMPLES, collect_config, collect_inputs, entries_of, file_hashes, read_questions
+from .collect import QUESTIONS, collect_config, collect_inputs, file_hashes, read_questions
 from .curating.decisions import Decided, Decision, asked, decide
 from .curating.leakage import Item, leakage
 from .curating.statistics import Statistics
+from .entries import SAMPLES, entries_of
 from .example import Elicited, Example, Question
 from .problems.base import normalise
 from .reading import read_data
@@ -74,13 +75,12 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
     questions = read_questions(collected)
     apart = {called: _questions_of(name) for called, name in _called(recipe.curate.decontaminate).items()}
     decided = decide(lambda: _samples(recipe, collected), questions, apart, recipe.curate)
-    _check_left(recipe, collected, decided)
-    suite = [_suite_item(question) for question in questions if question.split == "heldout"]
-    suite += _made_items(recipe, collected, questions)
+    _check_left(decided)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
-        written = _write(recipe, collected, out, decided)
+        written = _write(recipe, collected, out, decided, questions)
+        suite = [_suite_item(question) for question in questions if question.split == "heldout"] + written.made
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in suite)
         (out / SUITE).write_text(lines, encoding="utf-8")
     except OSError as error:
@@ -154,9 +154,8 @@ def _samples(recipe: Recipe, collected: Path) -> Iterator[Elicited]:
                 yield item if len(entries) == 1 else replace(item, id=f"{entry.entry}/{item.id}")
 
 
-def _check_left(recipe: Recipe, collected: Path, decided: Decided) -> None:
-    pairs = zip(_samples(recipe, collected), decided.decisions, strict=True)
-    if any(decision.reason is None and item.split == "train" for item, decision in pairs):
+def _check_left(decided: Decided) -> None:
+    if decided.good:
         return
     reasons = Counter(decision.reason for decision in decided.decisions if decision.reason is not None)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -165,16 +164,19 @@ def _check_left(recipe: Recipe, collected: Path, decided: Decided) -> None:
 
 @dataclass
 class _Written:
-    """What was written, and what the leakage report needs of it."""
+    """What was written, what the leakage report needs of it, and the held-out items that routes `made`."""
 
     statistics: Statistics
     counts: dict[str, int]
     trained: dict[str, dict[str, Item]]
     right: dict[str, bool]
+    made: list[dict[str, Any]]
 
 
-def _write(recipe: Recipe, collected: Path, out: Path, decided: Decided) -> _Written:
-    found = _Written(Statistics(), {}, defaultdict(dict), {})
+def _write(recipe: Recipe, collected: Path, out: Path, decided: Decided, questions: list[Question]) -> _Written:
+    found = _Written(Statistics(), {}, defaultdict(dict), {}, [])
+    known = {(question.skill, normalise(question.text)) for question in questions}
+    seen: set[str] = set()
     with (
         Table(out / TRAIN, EXAMPLES) as train,
         Table(out / HELDOUT, EXAMPLES) as heldout,
@@ -184,6 +186,11 @@ def _write(recipe: Recipe, collected: Path, out: Path, decided: Decided) -> _Wri
             found.statistics.add(item, decision)
             if item.split == "heldout" and decision.right is not None:
                 found.right[normalise(asked(item))] = decision.right
+                row = _made_item(item)
+                whole = json.dumps([item.skill, row["messages"]])
+                if (item.skill, normalise(item.question)) not in known and whole not in seen:
+                    seen.add(whole)
+                    found.made.append(row)
             if decision.reason is not None:
                 rejected.add(_rejected(item, decision))
                 continue
@@ -225,19 +232,13 @@ def _suite_item(question: Question) -> dict[str, Any]:
     return item | ({"tools": question.tools} if question.tools else {})
 
 
-def _made_items(recipe: Recipe, collected: Path, questions: list[Question]) -> list[dict[str, Any]]:
-    """Held-out questions with right answers that a route made itself, k-shot with their demonstrations before them."""
-    known = {(question.skill, normalise(question.text)) for question in questions}
-    made: dict[str, dict[str, Any]] = {}
-    for item in _samples(recipe, collected):
-        if item.split != "heldout" or item.gold is None or (item.skill, normalise(item.question)) in known:
-            continue
-        row = {
-            "id": item.id, "skill": item.skill, "messages": [*item.demonstrations, *item.messages],
-            "gold": item.gold, "answer_kind": item.kind, "tags": list(item.tags),
-        }  # fmt: skip
-        made.setdefault(json.dumps([item.skill, row["messages"]]), row | ({"tools": item.tools} if item.tools else {}))
-    return list(made.values())
+def _made_item(item: Elicited) -> dict[str, Any]:
+    """A held-out question that a route made itself, k-shot with its demonstrations before it."""
+    row = {
+        "id": item.id, "skill": item.skill, "messages": [*item.demonstrations, *item.messages],
+        "gold": item.gold, "answer_kind": item.kind, "tags": list(item.tags),
+    }  # fmt: skip
+    return row | ({"tools": item.tools} if item.tools else {})
 
 
 def _leakage(recipe: Recipe, questions: list[Question], written: _Written) -> dict[str, Any]:

@@ -47,16 +47,18 @@ class NearDuplicates:
         if self._threshold >= 1:
             return None
         mine = shingles(text)
-        for other, theirs in self.alike(mine):
+        sketch = self._sketch(mine)
+        for other, theirs in self._found(sketch):
             if jaccard(mine, theirs) >= self._threshold:
                 return other
-        self._keep(name, mine)
+        self._keep(name, mine, sketch)
         return None
 
     def remember(self, name: str, text: str) -> None:
         """Have seen a text, whatever it is like."""
         if self._threshold < 1:
-            self._keep(name, shingles(text))
+            mine = shingles(text)
+            self._keep(name, mine, self._sketch(mine))
 
     def nearest(self, text: str) -> tuple[str, float] | None:
         """The text seen that is most like this one, with their similarity; None if none reaches the threshold."""
@@ -69,10 +71,13 @@ class NearDuplicates:
 
     def alike(self, mine: frozenset[int]) -> list[tuple[str, frozenset[int]]]:
         """The texts seen that may be near, in the order of their names, with their shingles."""
-        return [(name, self._seen[name]) for name in sorted(self._index.query(self._sketch(mine)))]
+        return self._found(self._sketch(mine))
 
-    def _keep(self, name: str, mine: frozenset[int]) -> None:
-        self._index.insert(name, self._sketch(mine))
+    def _found(self, sketch: Any) -> list[tuple[str, frozenset[int]]]:
+        return [(name, self._seen[name]) for name in sorted(self._index.query(sketch))]
+
+    def _keep(self, name: str, mine: frozenset[int], sketch: Any) -> None:
+        self._index.insert(name, sketch)
         self._seen[name] = mine
 
     def _sketch(self, mine: frozenset[int]) -> Any:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .elicit.base import Planned
 from .elicit.methods import METHODS
+from .entries import context_of, entries_of
 from .example import Question
 from .ledger import Ledger
 from .questions import build_questions
@@ -78,8 +79,6 @@ def plans_of(recipe: Recipe, questions: Sequence[Question], collected: Path) -> 
     Raises:
         UserError: an entry names a skill or a file that is not there.
     """
-    from .collect import context_of, entries_of
-
     context = context_of(recipe, list(questions), collected, None, recipe.student_endpoint)
     return {entry.entry: METHODS[entry.method].plan(entry, context) for entry in entries_of(recipe)}
 
@@ -90,8 +89,6 @@ def quote_of(recipe: Recipe, plans: Mapping[str, Sequence[Planned]], collected: 
     Tokens are counted by rule of thumb (words and marks), completions between what teachers usually write and the
     recipe's limit.
     """
-    from .collect import entries_of
-
     lines: list[Line] = []
     for entry in entries_of(recipe):
         limit = entry.max_tokens or recipe.teacher.max_tokens

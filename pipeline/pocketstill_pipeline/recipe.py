@@ -299,6 +299,12 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
         return f"unknown key {where!r}; nearest: {_nearest(str(first['loc'][-1]), known)!r}{more}"
+    listed = "`pocketstill methods` lists them"
+    if first["type"] == "union_tag_invalid":
+        tag = str(first["ctx"]["tag"])
+        return f"{where}: no method {tag!r}; nearest: {_nearest(tag, list(METHODS))!r}; {listed}{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"{where}: 'method' is missing; {listed}{more}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}{more}" if where else f"{message}{more}"
 

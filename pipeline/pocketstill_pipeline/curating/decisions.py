@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -43,9 +43,13 @@ class Decision:
 
 @dataclass
 class Decided:
-    """The decisions in the order of the things, and what was found out on the way."""
+    """The decisions in the order of the things, and what was found out on the way.
+
+    `good` counts the training examples with nothing against them, before any selection.
+    """
 
     decisions: list[Decision] = field(default_factory=list)
+    good: int = 0
     suites: dict[str, dict[str, int]] = field(default_factory=dict)
     score_basis: str = ""
 
@@ -75,7 +79,10 @@ def decide(items: Items, questions: Sequence[Question], kept_apart: dict[str, li
         if reason is None and item.split == "train":
             reason, detail = crowd.objection(item) or (None, "")
         found.decisions.append(Decision(reason, detail, correct(item)))
-        if reason is None and item.split == "train" and (rules.select or rules.weights != "none"):
+        if reason is not None or item.split != "train":
+            continue
+        found.good += 1
+        if rules.select or rules.weights != "none":
             chosen.append((index, _candidate(index, item)))
     _select(found, chosen, rules)
     return found
@@ -112,10 +119,12 @@ class _Crowd:
     ) -> None:
         self._rules, self._heldout, self._own, self._suites, self._files = rules, heldout, own, suites, files
         # An example with candidates or probabilities is none that goes without: each kind has its own crowd.
-        self._near: dict[tuple[bool, bool], NearDuplicates] = {}
+        self._near: defaultdict[tuple[bool, bool], NearDuplicates] = defaultdict(
+            lambda: NearDuplicates(rules.near_duplicate)
+        )
         self._exact: dict[tuple[object, ...], str] = {}
         self._counts: Counter[tuple[object, ...]] = Counter()
-        # Ids are unique within an entry of the recipe alone.
+        # Whoever calls may have the same id twice.
         self._names: Counter[str] = Counter()
 
     def objection(self, item: Elicited) -> tuple[str, str] | None:
@@ -133,11 +142,10 @@ class _Crowd:
             return "exact_duplicate", f"of {self._exact[identity]}"
         if self._counts[group] >= rules.max_per_question:
             return "over_cap", f"{rules.max_per_question} of this question are kept"
-        near = self._near.setdefault(carries, NearDuplicates(rules.near_duplicate))
         self._names[item.id] += 1
         name = item.id if self._names[item.id] == 1 else f"{item.id} ({self._names[item.id]})"
         self._exact[identity] = name
-        if (twin := near.add(name, f"{shown}\n{item.rationale}\n{item.answer}")) is not None:
+        if (twin := self._near[carries].add(name, f"{shown}\n{item.rationale}\n{item.answer}")) is not None:
             return "near_duplicate", f"of {twin}"
         self._counts[group] += 1
         return None

@@ -13,8 +13,9 @@ from typing import Any
 from pocketstill.errors import UserError
 from pocketstill.files import read_json
 from pocketstill.manifest import read_manifest
-from pocketstill_pipeline.collect import LEDGER, QUESTIONS, SAMPLES, UNREADABLE
+from pocketstill_pipeline.collect import LEDGER, QUESTIONS, UNREADABLE
 from pocketstill_pipeline.curate import REJECTS, STATS
+from pocketstill_pipeline.entries import SAMPLES
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import Ledger, Row
 from pocketstill_pipeline.tables import read_parquet
