@@ -33,6 +33,7 @@ from pocketstill_pipeline.teacher.failures import backoff_s, retry_after_s
 from pocketstill_pipeline.teacher.server import running_teacher
 
 COIN = "A coin is heads up. Ana flips the coin. Bob does not flip the coin. Is the coin still heads up?"
+OK = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
 
@@ -73,7 +74,11 @@ def stats(url: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def raw_server(answer: bytes) -> Iterator[str]:
-    """A server that answers the first request of every connection with these bytes and closes it."""
+    """A server that answers the first request of every connection with these bytes and closes it.
+
+    An answer that is whole says `connection: close`: else its connection may be used again before its end is seen, and
+    the next request meets a reset.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -143,11 +148,11 @@ def test_fault_that_passes_is_retried(tmp_path: Path, kind: str) -> None:
     [
         (b"nonsense\r\n\r\n", "connection: "),
         (b"", "connection: "),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n{", "connection: "),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]", "the teacher's answer has no choices"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnull", "the teacher's answer has no choices"),
-        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", "connection: "),
-        (b"HTTP/1.1 999 What\r\ncontent-length: 0\r\n\r\n", "HTTP 999"),
+        (OK + b"content-length: 999\r\n\r\n{", "connection: "),
+        (OK + b"content-length: 2\r\n\r\n[]", "the teacher's answer has no choices"),
+        (OK + b"content-length: 4\r\n\r\nnull", "the teacher's answer has no choices"),
+        (OK + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", "connection: "),
+        (b"HTTP/1.1 999 What\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", "HTTP 999"),
     ],
 )
 def test_whatever_a_server_sends_is_a_reason(tmp_path: Path, answer: bytes, said: str) -> None:
