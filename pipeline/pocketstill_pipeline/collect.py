@@ -6,7 +6,16 @@ import asyncio
 import json
 import shutil
 import time
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    nullcontext,
+    suppress,
+)
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +33,8 @@ from .entries import SAMPLES, context_of, entries_of
 from .example import Question
 from .ledger import Ledger
 from .progress import Shown
-from .questions import build_questions
+from .question_file import open_questions, write_questions
+from .questions import iter_questions
 from .quote import plans_of, quote_of
 from .reading import BadRow
 from .recipe import Recipe, Teacher
@@ -78,13 +88,13 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
         return _result(out)
     started = time.monotonic()
     bad: list[BadRow] = []
-    questions = build_questions(recipe, bad)
-    _prepare(out, questions, bad)
+    _prepare(recipe, out, bad)
     if bad and progress is not None:
         progress.print(
             f"{len(bad)} rows cannot be used, see {out / UNREADABLE}; the first: {bad[0].where}: {bad[0].why}"
         )
     with ExitStack() as stack:
+        questions = stack.enter_context(open_questions(out / QUESTIONS))
         ledger = stack.enter_context(Ledger(out / LEDGER))
         own = stack.enter_context(Ledger(out / "student" / LEDGER)) if recipe.student_endpoint else None
         plans = plans_of(recipe, questions, out)
@@ -93,19 +103,13 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
         urls = [stack.enter_context(_reached(recipe, teacher)) for teacher in _teachers(recipe)]
         run = _Run(recipe, questions, out, plans, ledger, own, Shown(progress))
         tallies = asyncio.run(run.all(urls))
+        counts = _counts(questions)
     sent = {name: sum(getattr(tally, name) for tally in tallies) for name in ("requests", "from_cache", "failed")}
     if run.samples and not sent["from_cache"] and sent["failed"] >= sent["requests"] > 0:
         raise UserError(f"collect: all {sent['failed']} requests failed; their reasons are in {out / LEDGER}")
     seconds = time.monotonic() - started
-    counts = (
-        _counts(out / LEDGER, questions)
-        | sent
-        | {
-            "samples": run.samples,
-            "usable": run.usable,
-            "unreadable": len(bad),
-        }
-    )
+    counts |= _totals(out / LEDGER) | sent
+    counts |= {"samples": run.samples, "usable": run.usable, "unreadable": len(bad)}
     write_manifest(
         out, stage="collect", config=config, inputs=inputs,
         outputs=[out / QUESTIONS, out / UNREADABLE, out / LEDGER, *sorted((out / SAMPLES).glob("*.jsonl"))],
@@ -192,18 +196,23 @@ def _reached(recipe: Recipe, teacher: Teacher) -> AbstractContextManager[str]:
     return nullcontext(teacher.base_url) if server is None else running_teacher(server)
 
 
-def _prepare(out: Path, questions: list[Question], bad: list[BadRow]) -> None:
-    text = "".join(json.dumps(question.to_dict(), ensure_ascii=False) + "\n" for question in questions)
+def _prepare(recipe: Recipe, out: Path, bad: list[BadRow]) -> None:
+    """Draw the questions into an empty collection; what an earlier one holds stays if they cannot be drawn."""
+    drawn = out / f"{QUESTIONS}.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_questions(drawn, iter_questions(recipe, bad))
         (out / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(out / SAMPLES, ignore_errors=True)
         (out / SAMPLES).mkdir()
-        (out / QUESTIONS).write_text(text, encoding="utf-8")
+        drawn.replace(out / QUESTIONS)
         rows = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
         (out / UNREADABLE).write_text(rows, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or mend the path") from None
+    finally:
+        with suppress(OSError):
+            drawn.unlink(missing_ok=True)
 
 
 @dataclass
@@ -211,7 +220,7 @@ class _Run:
     """One collection under way, and how many samples it has made."""
 
     recipe: Recipe
-    questions: list[Question]
+    questions: Sequence[Question]
     out: Path
     plans: dict[str, list[Planned]]
     ledger: Ledger
@@ -266,18 +275,19 @@ def _client(
     return (batching if teacher.mode == "batch" else connected)(teacher, url, ledger, spending)
 
 
-def _counts(ledger_path: Path, questions: list[Question]) -> dict[str, Any]:
-    totals = {"prompt_tokens": 0, "completion_tokens": 0, "price": 0.0}
+def _counts(questions: Sequence[Question]) -> dict[str, int]:
+    splits = Counter(question.split for question in questions)
+    return {"questions": len(questions), "train": splits["train"], "heldout": splits["heldout"]}
+
+
+def _totals(ledger_path: Path) -> dict[str, Any]:
+    totals: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "price": 0.0}
     with Ledger(ledger_path, readonly=True) as ledger:
         for row in ledger.rows():
             totals["prompt_tokens"] += row.prompt_tokens or 0
             totals["completion_tokens"] += row.completion_tokens or 0
             totals["price"] += row.price or 0.0
-    return totals | {
-        "questions": len(questions),
-        "train": sum(q.split == "train" for q in questions),
-        "heldout": sum(q.split == "heldout" for q in questions),
-    }
+    return totals
 
 
 def _result(out: Path) -> CollectResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def entries_of(recipe: Recipe) -> list[Settings]:
     return list(recipe.elicit) or [ZeroShot()]
 
 
-def context_of(recipe: Recipe, questions: list[Question], out: Path, teacher: Any, student: Any) -> Context:
+def context_of(recipe: Recipe, questions: Sequence[Question], out: Path, teacher: Any, student: Any) -> Context:
     """What the routes of a recipe are given."""
     skills = {skill.name: skill for skill in recipe.skills}
     return Context(

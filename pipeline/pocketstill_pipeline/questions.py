@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import random
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice, pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from pocketstill import grading
@@ -19,6 +23,7 @@ from .curating.templates import split_by_template
 from .example import Question, Route, Split
 from .ledger import canonical
 from .problems.base import normalise
+from .question_file import open_questions, write_questions
 from .reading import BadRow, DataRow, iter_data
 from .recipe import Recipe, Skill
 
@@ -26,44 +31,60 @@ UNSEEN = "unseen_names"
 _UNSEEN_SKILL = "last_letters"
 # After so many draws for each question wanted, the rules of a skill cannot make enough different ones.
 _DRAWS_PER_QUESTION = 400
+# Hexadecimal digits of a question's hash in its id.
+_ID_DIGITS = 12
 
 
 def build_questions(recipe: Recipe, bad: list[BadRow] | None = None) -> list[Question]:
-    """All questions of a recipe, skill by skill, training before held-out ones; the same for the same seed.
+    """All questions of a recipe, as a list; see `iter_questions`."""
+    return list(iter_questions(recipe, bad))
+
+
+def iter_questions(recipe: Recipe, bad: list[BadRow] | None = None) -> Iterator[Question]:
+    """The questions of a recipe, skill by skill, training before held-out ones; the same for the same seed.
 
     A generated question is held out when `problems.held_out` says so of its text; a row of a file when its
-    `split` says "test", or by the seed when the file has no splits. Added questions (`expand`) never equal a
-    held-out one.
+    `split` says "test", or by the seed when the file has no splits. Added questions (`expand`) come last and never
+    equal a held-out one.
 
-    Rows of data files that cannot be used are added to `bad`.
+    Rows of data files that cannot be used are added to `bad`. Rows wait in a temporary file for their turn, not in
+    memory; generated and added questions, and what a split by template compares, are held.
 
     Raises:
         UserError: a file is missing or broken, a skill is unknown, or has too few different questions.
     """
     bad = [] if bad is None else bad
-    found: list[Question] = []
+    own: dict[str, list[str]] = {skill.name: [] for skill in recipe.skills if skill.expand}
+    heldout: set[str] = set()
     for skill in recipe.skills:
-        rng = random.Random(f"{recipe.seed}/{skill.name}")
-        if skill.source != "none":
-            found += _generated(skill, rng) if skill.source == "embedded" else _from_data(skill, recipe.seed, bad)
-        if skill.source == "embedded" and skill.name == _UNSEEN_SKILL and skill.heldout:
-            found += _unseen_names(skill, rng)
-    heldout = {normalise(question.text) for question in found if question.split == "heldout"}
+        for question in _of_skill(skill, recipe.seed, bad):
+            yield question
+            if own and question.split == "heldout":
+                heldout.add(normalise(question.text))
+            elif question.skill in own:
+                own[question.skill].append(question.text)
     for skill in recipe.skills:
         if skill.expand:
-            own = [q for q in found if q.skill == skill.name and q.split == "train"]
-            found += _expanded(skill, own, heldout, random.Random(f"{recipe.seed}/{skill.name}/expand"))
-    return found
+            yield from _expanded(skill, own[skill.name], heldout, random.Random(f"{recipe.seed}/{skill.name}/expand"))
+
+
+def _of_skill(skill: Skill, seed: int, bad: list[BadRow]) -> Iterator[Question]:
+    if skill.source == "embedded":
+        rng = random.Random(f"{seed}/{skill.name}")
+        yield from _generated(skill, rng)
+        if skill.name == _UNSEEN_SKILL and skill.heldout:
+            yield from _unseen_names(skill, rng)
+    elif skill.source != "none":
+        yield from _from_data(skill, seed, bad)
 
 
 def _question(
     skill: str, text: str, gold: str, kind: Kind, split: Split, route: Route = "labeling",
-    tags: tuple[str, ...] = (), occurrence: int = 0, whole: str = "",
+    tags: tuple[str, ...] = (), whole: str = "",
 ) -> Question:  # fmt: skip
     """`whole` is the conversation that the text is the end of, if it is one."""
-    again = f"-{occurrence + 1}" if occurrence else ""
-    identity = f"{skill}-{hashlib.sha256((whole or text).encode()).hexdigest()[:12]}{again}"
-    return Question(identity, skill, text, gold, kind, split, route, tags, occurrence)
+    identity = f"{skill}-{hashlib.sha256((whole or text).encode()).hexdigest()[:_ID_DIGITS]}"
+    return Question(identity, skill, text, gold, kind, split, route, tags)
 
 
 def _generated(skill: Skill, rng: random.Random) -> list[Question]:
@@ -120,35 +141,63 @@ class _Row(NamedTuple):
     tools: str
 
 
-def _from_data(skill: Skill, seed: int, bad: list[BadRow]) -> list[Question]:
-    rows = _usable(skill, bad)
-    named = sum(row.side is not None for row in rows)
+def _from_data(skill: Skill, seed: int, bad: list[BadRow]) -> Iterator[Question]:
+    sides: list[Split | None] = []
+    hashes = array("Q")
+
+    def read() -> Iterator[Question]:
+        for row in _usable(skill, bad):
+            # "And why?" behind another conversation is another question.
+            whole = canonical({"before": row.before, "text": row.text}) if row.before else row.text
+            question = _question(skill.name, row.text, row.gold, skill.kind, "train", whole=whole)
+            sides.append(row.side)
+            hashes.append(int(question.id[-_ID_DIGITS:], 16))
+            yield replace(question, before=row.before, tools=row.tools)
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        write_questions(path, read())
+        with open_questions(path) as rows:
+            split = _split(skill, f"{seed}/{skill.name}", sides, rows)
+            occurrences = _occurrences(hashes)
+            for side, most in (("train", skill.questions), ("heldout", None)):
+                for index in islice((at for at, found in enumerate(split) if found == side), most):
+                    occurrence = occurrences.get(index, 0)
+                    identity = rows[index].id + (f"-{occurrence + 1}" if occurrence else "")
+                    yield replace(rows[index], id=identity, split=split[index], occurrence=occurrence)
+
+
+def _split(skill: Skill, seed: str, sides: Sequence[Split | None], rows: Sequence[Question]) -> list[Split]:
+    """The side of each row: what it says itself, or as the recipe has them drawn."""
+    named = sum(side is not None for side in sides)
     if 0 < named < len(rows):
         raise UserError(
             f"{skill.source}: {len(rows) - named} of {len(rows)} rows have no 'split'; give it to all or to none"
         )
-    sides: list[Split] = [row.side or "train" for row in rows]
+    count = min(skill.heldout, len(rows) // 2)
+    if not named and skill.split == "template":
+        return split_by_template([row.text for row in rows], count, seed)
+    split: list[Split] = [side or "train" for side in sides]
     if not named:
-        count = min(skill.heldout, len(rows) // 2)
-        if skill.split == "template":
-            sides = split_by_template([row.text for row in rows], count, f"{seed}/{skill.name}")
-        else:
-            for index in random.Random(f"{seed}/{skill.name}").sample(range(len(rows)), count):
-                sides[index] = "heldout"
-    counted: dict[str, int] = {}
-    split: dict[Split, list[Question]] = {"train": [], "heldout": []}
-    for row, side in zip(rows, sides, strict=True):
-        # "And why?" behind another conversation is another question.
-        whole = canonical({"before": row.before, "text": row.text}) if row.before else row.text
-        occurrence = counted.get(whole, 0)
-        counted[whole] = occurrence + 1
-        question = _question(skill.name, row.text, row.gold, skill.kind, side, occurrence=occurrence, whole=whole)
-        split[side].append(replace(question, before=row.before, tools=row.tools))
-    return split["train"][: skill.questions] + split["heldout"]
+        for index in random.Random(seed).sample(range(len(rows)), count):
+            split[index] = "heldout"
+    return split
 
 
-def _usable(skill: Skill, bad: list[BadRow]) -> list[_Row]:
-    rows, unusable = [], []
+def _occurrences(hashes: Sequence[int]) -> dict[int, int]:
+    """How many equal ones stand before each that is not the first of its kind, by index."""
+    again = {left for left, right in pairwise(sorted(hashes)) if left == right}
+    counted: dict[int, int] = {}
+    found = {}
+    for index, one in enumerate(hashes):
+        if one in again:
+            found[index] = counted.get(one, 0)
+            counted[one] = found[index] + 1
+    return found
+
+
+def _usable(skill: Skill, bad: list[BadRow]) -> Iterator[_Row]:
+    unusable, count = [], 0
     for row in iter_data(skill.source, form=skill.form, columns=skill.columns, most_bad=skill.most_bad):
         if isinstance(row, BadRow):
             unusable.append(row)
@@ -158,12 +207,12 @@ def _usable(skill: Skill, bad: list[BadRow]) -> list[_Row]:
             unusable.append(BadRow(row.where, f"holds no answer of the kind {skill.kind!r} to grade by"))
             continue
         *before, last = row.messages
-        rows.append(_Row(str(last["content"]), gold or "", row.split, tuple(before), row.tools))
+        count += 1
+        yield _Row(str(last["content"]), gold or "", row.split, tuple(before), row.tools)
     bad += unusable
-    if not rows or len(unusable) > skill.most_bad:
+    if not count or len(unusable) > skill.most_bad:
         shown = "; ".join(f"{row.where}: {row.why}" for row in unusable[:3])
         raise UserError(f"skill {skill.name!r}: {len(unusable)} rows cannot be used: {shown}; mend or remove them")
-    return rows
 
 
 def _gold(skill: Skill, row: DataRow) -> str | None:
@@ -173,8 +222,8 @@ def _gold(skill: Skill, row: DataRow) -> str | None:
     return None if row.completion is None else grading.extract(row.completion, skill.kind)
 
 
-def _expanded(skill: Skill, own: Iterable[Question], heldout: set[str], rng: random.Random) -> list[Question]:
-    texts = [question.text for question in own]
+def _expanded(skill: Skill, texts: list[str], heldout: set[str], rng: random.Random) -> list[Question]:
+    """New questions that vary the texts."""
     seen = {normalise(text) for text in texts} | heldout
     generated = skill.source == "embedded"
     drawn: list[Question] = []

@@ -79,7 +79,7 @@ def plans_of(recipe: Recipe, questions: Sequence[Question], collected: Path) -> 
     Raises:
         UserError: an entry names a skill or a file that is not there.
     """
-    context = context_of(recipe, list(questions), collected, None, recipe.student_endpoint)
+    context = context_of(recipe, questions, collected, None, recipe.student_endpoint)
     return {entry.entry: METHODS[entry.method].plan(entry, context) for entry in entries_of(recipe)}
 
 

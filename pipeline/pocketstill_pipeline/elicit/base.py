@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Messages, Reply
 from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.question_file import select
 from pocketstill_pipeline.sections import Section
 
 T = TypeVar("T")
@@ -112,15 +113,24 @@ class Context:
     samples_a_question: int = 1
     entries: Mapping[str, Settings] = field(default_factory=dict)
 
-    def of_skill(self, skill: str) -> list[Question]:
-        """The questions of one skill, training ones first.
+    def check_skill(self, skill: str) -> None:
+        """Hold a name against the recipe's skills.
 
         Raises:
             UserError: the recipe has no such skill.
         """
         if skill not in self.skills:
             raise UserError(f"elicit: there is no skill {skill!r}; the recipe has {', '.join(self.skills)}")
-        return [question for question in self.questions if question.skill == skill]
+
+    def of_skills(self, skills: Sequence[str]) -> Sequence[Question]:
+        """The questions of these skills, in their order in the recipe, training ones of each first; of all if none.
+
+        Raises:
+            UserError: the recipe has no such skill.
+        """
+        for skill in skills:
+            self.check_skill(skill)
+        return select(self.questions, lambda question: question.skill in skills) if skills else self.questions
 
     def earlier(self, entry: str) -> Iterator[Elicited]:
         """What an earlier `[[elicit]]` entry made, in its order.

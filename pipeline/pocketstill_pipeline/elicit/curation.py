@@ -125,7 +125,7 @@ def _elicited(
 
 def plan_topics(settings: FromTopics, context: Context) -> list[Planned]:
     """A request for the topics, one a question, and one an answer."""
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
     prompt = float(count_tokens(question_request(Persona("a school child", "x", settings.who, "hard"))[0]["content"]))
     count = settings.count
     found = [
@@ -254,7 +254,7 @@ def _grounded(
 
 def plan_documents(settings: FromDocuments, context: Context) -> list[Planned]:
     """One or two requests a passage."""
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
     units = list(_units(settings, context.seed))
     prompt = [count_tokens(text_request(text, count, answerable=True)[0]["content"]) for _, _, text, count, _ in units]
     mean, each = sum(prompt) / max(len(units), 1), sum(unit[3] for unit in units) / max(len(units), 1)

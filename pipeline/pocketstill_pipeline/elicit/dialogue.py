@@ -100,7 +100,7 @@ def _turn(
 
 
 def _subjects(settings: SelfChat, context: Context) -> list[tuple[int, str]]:
-    asked = [question.text for question in context.of_skill(settings.skill) if question.split == "train"]
+    asked = [question.text for question in context.of_skills([settings.skill]) if question.split == "train"]
     topics = settings.topics or asked
     if not topics:
         raise UserError(f"elicit {settings.entry!r}: no topics to talk about; give topics, or the skill questions")
@@ -109,7 +109,7 @@ def _subjects(settings: SelfChat, context: Context) -> list[tuple[int, str]]:
 
 def plan(settings: SelfChat, context: Context) -> list[Planned]:
     """Two requests a turn; the history grows with each."""
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
     count = settings.conversations
     most = count * settings.turns
     grown = (_USER_TOKENS[1] + _ASSISTANT_TOKENS[1]) * (settings.turns - 1) / 2

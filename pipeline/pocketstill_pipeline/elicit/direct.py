@@ -15,7 +15,7 @@ from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings, system_turns
-from .sampling import REPLY_TOKENS, asked, options_of, question_messages, read_reply, units
+from .sampling import REPLY_TOKENS, options_of, question_messages, read_reply, units
 
 
 class Direct(Settings):
@@ -34,7 +34,7 @@ async def direct(settings: Direct, context: Context) -> AsyncIterator[Elicited]:
         reply = await context.teacher.ask(_messages(settings, question), **options_of(settings, question, sample))
         return read_reply(question, sample, reply, graded=context.skills[question.skill].graded)
 
-    async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
+    async for found in context.teacher.map(one, units(context.of_skills(settings.skills), settings, context)):
         yield found
 
 
@@ -46,7 +46,7 @@ def plan(settings: Direct, context: Context) -> list[Planned]:
     """One request a sample."""
     sizes = [
         sum(count_tokens(m["content"]) for m in _messages(settings, question))
-        for question, _ in units(asked(settings.skills, context), settings, context)
+        for question, _ in units(context.of_skills(settings.skills), settings, context)
     ]
     mean = sum(sizes) / max(len(sizes), 1)
     return [Planned("answers", (len(sizes), len(sizes)), (mean, mean), REPLY_TOKENS)]

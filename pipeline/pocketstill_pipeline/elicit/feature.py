@@ -20,13 +20,13 @@ from pydantic import Field
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Reply
 from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.question_file import select
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from . import zero_shot
 from .base import Context, Planned, Settings
 from .sampling import (
     REPLY_TOKENS,
-    asked,
     options_of,
     question_messages,
     read_reply,
@@ -252,7 +252,7 @@ async def top_logprobs(settings: TopLogprobsSettings, context: Context) -> Async
         return _with_distributions(made, replies)
 
     answered = without = 0
-    async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
+    async for found in context.teacher.map(one, units(context.of_skills(settings.skills), settings, context)):
         answered += found.reason != "failed_request"
         without += found.detail == _NONE_SENT
         if without == answered == _ENOUGH_WITHOUT:
@@ -290,9 +290,9 @@ def _graded(question: Question, context: Context) -> bool:
 
 def plan_top_logprobs(settings: TopLogprobsSettings, context: Context) -> list[Planned]:
     """As zero-shot-CoT for graded skills, one request a sample for others; logprobs cost no tokens."""
-    questions = asked(settings.skills, context)
-    reasoned = [question for question in questions if _graded(question, context)]
-    outright = [question for question in questions if not _graded(question, context)]
+    questions = context.of_skills(settings.skills)
+    reasoned = select(questions, lambda question: _graded(question, context))
+    outright = select(questions, lambda question: not _graded(question, context))
     like = zero_shot.ZeroShot(samples=settings.samples)
     planned = zero_shot.plan(like, replace(context, questions=reasoned)) if reasoned else []
     sizes = [count_tokens(question.text) for question, _ in units(outright, settings, context)]

@@ -145,7 +145,7 @@ class _Asked:
 
     def __init__(self, settings: InContext, context: Context) -> None:
         # Raises for a skill that the recipe does not have.
-        context.of_skill(settings.skill)
+        context.check_skill(settings.skill)
         self.settings = settings
         self.context = context
         self.skill = context.skills[settings.skill]

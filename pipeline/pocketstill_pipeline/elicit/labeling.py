@@ -35,7 +35,7 @@ from .prompts.labeling import (
     shot_messages,
     system_request,
 )
-from .sampling import ANSWER_TOKENS, RATIONALE_TOKENS, asked, options_of, read_reply, units
+from .sampling import ANSWER_TOKENS, RATIONALE_TOKENS, options_of, read_reply, units
 
 # Auto-CoT's rule of thumb for an example that is simple enough to follow (section 4.2): words of a question, steps.
 _SIMPLE_WORDS, _SIMPLE_STEPS = 60, 5
@@ -73,7 +73,7 @@ async def few_shot(settings: FewShot, context: Context) -> AsyncIterator[Elicite
     Raises:
         UserError: the file of examples is broken, the source is no earlier entry, or a skill has too few examples.
     """
-    questions = asked(settings.skills, context)
+    questions = context.of_skills(settings.skills)
     pools = _pools(settings, context, questions)
 
     async def one(unit: tuple[Question, int]) -> Elicited:
@@ -202,7 +202,7 @@ def different(shots: list[Shot], count: int) -> list[Shot]:
 
 def plan_few_shot(settings: FewShot, context: Context) -> list[Planned]:
     """One request a sample, longer by k examples; those of an earlier entry are taken to be of the usual size."""
-    questions = asked(settings.skills, context)
+    questions = context.of_skills(settings.skills)
     sizes = [count_tokens(question.text) + 4 for question, _ in units(questions, settings, context)]
     mean = sum(sizes) / max(len(sizes), 1)
     if settings.examples:
@@ -256,7 +256,7 @@ async def system_messages(settings: SystemMessages, context: Context) -> AsyncIt
         before = system_turns(system if settings.keep_system else "")
         return replace(found, messages=before + found.messages, tags=(*found.tags, f"voice:{name}"))
 
-    async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
+    async for found in context.teacher.map(one, units(context.of_skills(settings.skills), settings, context)):
         yield found
 
 
@@ -275,7 +275,9 @@ def voice_of(settings: SystemMessages, seed: int, question: Question, sample: in
 
 def plan_system_messages(settings: SystemMessages, context: Context) -> list[Planned]:
     """One request a sample."""
-    sizes = [count_tokens(question.text) for question, _ in units(asked(settings.skills, context), settings, context)]
+    sizes = [
+        count_tokens(question.text) for question, _ in units(context.of_skills(settings.skills), settings, context)
+    ]
     voices = [count_tokens(text) for _, text in settings.drawn_from]
     mean = sum(sizes) / max(len(sizes), 1) + sum(voices) / len(voices) + 13
     low, high = RATIONALE_TOKENS

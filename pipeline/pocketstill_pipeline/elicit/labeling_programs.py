@@ -19,7 +19,7 @@ from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings, trouble
 from .prompts.labeling import explain_request, program_of, program_request
-from .sampling import RATIONALE_TOKENS, asked, options_of, tidy, unanswered, units
+from .sampling import RATIONALE_TOKENS, options_of, tidy, unanswered, units
 from .sandbox import Limits, Outcome, Sandbox
 
 _PROGRAM_TOKENS = (30.0, 150.0)
@@ -64,7 +64,7 @@ async def program_of_thought(settings: ProgramOfThought, context: Context) -> As
             behind = explain_request(question.text, question.kind, reply.text.strip(), found.answer)
             return explained(found, await context.teacher.ask([*question.before, *behind], **options))
 
-        async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
+        async for found in context.teacher.map(one, units(context.of_skills(settings.skills), settings, context)):
             yield found
 
 
@@ -121,7 +121,7 @@ def plan_program_of_thought(settings: ProgramOfThought, context: Context) -> lis
     """The programs, and the explanations of those that ran."""
     sizes = [
         sum(count_tokens(m["content"]) for m in program_request(question.text, question.kind))
-        for question, _ in units(asked(settings.skills, context), settings, context)
+        for question, _ in units(context.of_skills(settings.skills), settings, context)
     ]
     count, mean = len(sizes), sum(sizes) / max(len(sizes), 1)
     found = [Planned("programs", (count, count), (mean, mean), _PROGRAM_TOKENS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,11 +15,12 @@ from pocketstill.errors import UserError
 from pocketstill_pipeline import problems
 from pocketstill_pipeline.asking import Messages, Reply, ToolCall
 from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.question_file import select
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings, system_turns, trouble
 from .prompts.labeling import result_request
-from .sampling import asked, options_of, question_messages, tidy, unanswered, units
+from .sampling import options_of, question_messages, tidy, unanswered, units
 
 _CALL_TOKENS, _RESULT_TOKENS, _REPLY_TOKENS = (12.0, 40.0), (10.0, 60.0), (8.0, 60.0)
 _LONGEST_EXCHANGE = 100.0
@@ -281,8 +282,8 @@ def _bad_result(reply: Reply) -> tuple[str, str] | None:
     return None
 
 
-def _asked(settings: ToolCalls, context: Context) -> list[Question]:
-    questions = [question for question in asked(settings.skills, context) if question.kind == "json"]
+def _asked(settings: ToolCalls, context: Context) -> Sequence[Question]:
+    questions = select(context.of_skills(settings.skills), lambda question: question.kind == "json")
     if not questions:
         raise UserError(f"elicit {settings.entry}: no skill asked for has answers of kind json; name one in skills")
     return questions

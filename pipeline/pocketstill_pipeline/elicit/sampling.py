@@ -25,15 +25,6 @@ Who = Literal["teacher", "student"]
 RATIONALE_TOKENS, ANSWER_TOKENS, REPLY_TOKENS = (15.0, 160.0), (1.0, 12.0), (30.0, 200.0)
 
 
-def asked(skills: list[str], context: Context) -> list[Question]:
-    """The questions of these skills, or of all.
-
-    Raises:
-        UserError: the recipe has no such skill.
-    """
-    return [q for skill in skills for q in context.of_skill(skill)] if skills else list(context.questions)
-
-
 def units(questions: Iterable[Question], settings: Settings, context: Context) -> Iterator[tuple[Question, int]]:
     """Each question with each sample index of it: D of them for training, one when held out."""
     for question in questions:

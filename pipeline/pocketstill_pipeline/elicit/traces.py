@@ -34,7 +34,7 @@ async def traces(settings: Traces, context: Context) -> AsyncIterator[Elicited]:
     Raises:
         UserError: the data cannot be read, or too many rows cannot be used.
     """
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
     skill = context.skills[settings.skill]
     found = iter_data(settings.data, form=settings.form, columns=settings.columns, most_bad=settings.most_bad)
     for number, row in enumerate(found):
@@ -81,5 +81,5 @@ def _elicited(settings: Traces, name: str, row: DataRow, *, graded: bool, kind: 
 
 def plan(settings: Traces, context: Context) -> list[Planned]:
     """Nothing is asked."""
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
     return []

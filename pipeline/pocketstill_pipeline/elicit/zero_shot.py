@@ -16,7 +16,7 @@ from pocketstill_pipeline.prompts import first_request, reasons_first
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings
-from .sampling import ANSWER_TOKENS, RATIONALE_TOKENS, asked, options_of, read_sample, two_steps, units
+from .sampling import ANSWER_TOKENS, RATIONALE_TOKENS, options_of, read_sample, two_steps, units
 
 
 class ZeroShot(Settings):
@@ -34,14 +34,14 @@ async def zero_shot_cot(settings: ZeroShot, context: Context) -> AsyncIterator[E
         replies = await two_steps(context.teacher, question, options_of(settings, question, sample))
         return read_sample(question, sample, replies, graded=context.skills[question.skill].graded)
 
-    async for found in context.teacher.map(one, units(asked(settings.skills, context), settings, context)):
+    async for found in context.teacher.map(one, units(context.of_skills(settings.skills), settings, context)):
         yield found
 
 
 def plan(settings: ZeroShot, context: Context) -> list[Planned]:
     """The requests for rationales, and for the answers behind them."""
     firsts, seconds, prompt, follow = 0, 0, 0.0, 0.0
-    for question, _ in units(asked(settings.skills, context), settings, context):
+    for question, _ in units(context.of_skills(settings.skills), settings, context):
         tokens = sum(count_tokens(m["content"]) for m in first_request(question.text, question.kind))
         firsts, prompt = firsts + 1, prompt + tokens
         if reasons_first(question.kind):

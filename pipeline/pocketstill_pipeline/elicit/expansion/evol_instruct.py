@@ -96,7 +96,7 @@ async def evol_instruct(settings: EvolInstruct, context: Context) -> AsyncIterat
     Raises:
         UserError: the seeds cannot be read, or there is no such skill or earlier entry.
     """
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
 
     async def one(start: Start) -> list[Elicited]:
         made = []
@@ -133,7 +133,7 @@ def _texts(settings: EvolInstruct, context: Context) -> Iterator[tuple[str, str]
             given = seed.instances[0].input if seed.instances else ""
             yield f"seed-{number}", as_asked(seed.instruction, given)
     for skill in settings.skills:
-        for question in context.of_skill(skill):
+        for question in context.of_skills([skill]):
             if question.split == "train":
                 yield question.id, question.text
     if settings.of:

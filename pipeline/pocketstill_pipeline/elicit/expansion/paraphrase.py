@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,13 +23,13 @@ from pocketstill_pipeline.elicit.prompts.expansion import read_list
 from pocketstill_pipeline.elicit.sampling import (
     ANSWER_TOKENS,
     RATIONALE_TOKENS,
-    asked,
     question_messages,
     read_sample,
     two_steps,
 )
 from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.prompts import first_request, reasons_first
+from pocketstill_pipeline.question_file import select
 from pocketstill_pipeline.sections import Rate
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
@@ -100,8 +100,8 @@ async def paraphrase(settings: Paraphrase, context: Context) -> AsyncIterator[El
             yield item
 
 
-def _questions(settings: Paraphrase, context: Context) -> list[Question]:
-    found = [q for q in asked(settings.skills, context) if q.split == "train"][: settings.limit]
+def _questions(settings: Paraphrase, context: Context) -> Sequence[Question]:
+    found = select(context.of_skills(settings.skills), lambda question: question.split == "train")[: settings.limit]
     free = next((q.skill for q in found if not context.skills[q.skill].graded), None)
     if free is not None and not settings.label:
         raise UserError(

@@ -103,7 +103,7 @@ async def self_instruct(settings: SelfInstruct, context: Context) -> AsyncIterat
     Raises:
         UserError: the seeds cannot be read or are too few, or the recipe has no such skill.
     """
-    context.of_skill(settings.skill)
+    context.check_skill(settings.skill)
     seeds = _seeds(settings)
     pool = Pool.of(seeds)
     number = poor = 0

@@ -13,9 +13,10 @@ from pydantic import Field
 from pocketstill import grading
 from pocketstill_pipeline.asking import Message
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings
-from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, asked, mean_tokens
+from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import canonical
+from pocketstill_pipeline.question_file import select
 
 T = TypeVar("T")
 # What a judge writes, in tokens, and what the words around a question and a reply take.
@@ -134,8 +135,7 @@ def expected(of: str, context: Context) -> Expected:
     first = context.entries.get(of)
     while first is not None and first.builds_on in context.entries:
         first = context.entries[first.builds_on]
-    questions = asked(getattr(first, "skills", []), context)
-    train = [question for question in questions if question.split == "train"]
+    train = select(context.of_skills(getattr(first, "skills", [])), lambda question: question.split == "train")
     tokens = mean_tokens(train)
     if (context.samples / f"{of}.jsonl").is_file():
         sizes = [len(group) for group in by_question(context.earlier(of))]

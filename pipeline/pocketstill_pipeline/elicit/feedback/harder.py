@@ -23,7 +23,6 @@ from pocketstill_pipeline.elicit.sampling import (
     PROMPT,
     REPLY_TOKENS,
     Prompting,
-    asked,
     mean_tokens,
     planned_samples,
     question_messages,
@@ -148,7 +147,7 @@ async def _told_apart(settings: HarderSettings, context: Context) -> tuple[list[
 def _asked(settings: HarderSettings, context: Context) -> list[Question]:
     counted: dict[str, int] = {}
     found = []
-    for question in asked(settings.skills, context):
+    for question in context.of_skills(settings.skills):
         if question.split == "train" and not question.occurrence:
             counted[question.skill] = counted.get(question.skill, 0) + 1
             if counted[question.skill] <= settings.questions:

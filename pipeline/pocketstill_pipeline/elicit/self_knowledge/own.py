@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,9 @@ from pydantic import Field
 
 from pocketstill.errors import UserError
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings
-from pocketstill_pipeline.elicit.sampling import PROMPT, Prompting, asked, planned_samples, sampled
+from pocketstill_pipeline.elicit.sampling import PROMPT, Prompting, planned_samples, sampled
 from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.question_file import select
 
 # So many samples a question when neither the entry nor the recipe says more than one: their choice is the point.
 _FEWEST = 4
@@ -34,27 +35,25 @@ class OwnSettings(Settings):
         return {"temperature": self.temperature, "max_tokens": self.max_tokens}
 
 
-def own_questions(settings: OwnSettings, context: Context) -> list[Question]:
+def own_questions(settings: OwnSettings, context: Context) -> Sequence[Question]:
     """The training questions, each once: held-out ones measure, nobody learns from them.
 
     Raises:
         UserError: the recipe has no such skill.
     """
-    return [
-        question
-        for question in asked(settings.skills, context)
-        if question.split == "train" and not question.occurrence
-    ]
+    return select(
+        context.of_skills(settings.skills), lambda question: question.split == "train" and not question.occurrence
+    )
 
 
-def graded_questions(settings: OwnSettings, context: Context) -> list[Question]:
+def graded_questions(settings: OwnSettings, context: Context) -> Sequence[Question]:
     """Those of `own_questions` whose answers can be compared.
 
     Raises:
         UserError: there are none.
     """
     questions = own_questions(settings, context)
-    found = [question for question in questions if context.skills[question.skill].graded]
+    found = select(questions, lambda question: bool(context.skills[question.skill].graded))
     if questions and not found:
         raise UserError(
             f"elicit: {settings.entry} compares answers, and {questions[0].skill!r} is not graded; name other skills"
@@ -77,7 +76,7 @@ async def own_sample(settings: OwnSettings, context: Context, question: Question
 
 
 async def own_samples(
-    settings: OwnSettings, context: Context, questions: list[Question], count: int
+    settings: OwnSettings, context: Context, questions: Sequence[Question], count: int
 ) -> AsyncIterator[tuple[Question, list[Elicited]]]:
     """Each question with `count` samples. All are asked for at once, not question by question."""
 

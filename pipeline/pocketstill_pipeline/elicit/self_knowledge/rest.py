@@ -7,7 +7,7 @@ as in its variant for verifiable problems (Singh et al. 2023, arXiv 2312.06585, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -74,7 +74,7 @@ async def rest(settings: RestSettings, context: Context) -> AsyncIterator[Elicit
         yield made
 
 
-def _rewarded(settings: RestSettings, context: Context) -> list[Question]:
+def _rewarded(settings: RestSettings, context: Context) -> Sequence[Question]:
     questions = own_questions(settings, context)
     ungraded = next((q.skill for q in questions if not context.skills[q.skill].graded), None)
     if settings.reward == "answer" and ungraded is not None:

@@ -6,7 +6,7 @@ several times over, the mean taken (section 3.1.3 uses three); the best and the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -47,7 +47,9 @@ async def self_judge(settings: SelfJudgeSettings, context: Context) -> AsyncIter
             yield made
 
 
-async def _judged(settings: SelfJudgeSettings, context: Context, questions: list[Question]) -> AsyncIterator[Elicited]:
+async def _judged(
+    settings: SelfJudgeSettings, context: Context, questions: Sequence[Question]
+) -> AsyncIterator[Elicited]:
     replies: list[list[Elicited]] = []
     async for _, samples in own_samples(settings, context, questions, samples_of(settings)):
         replies.append(_different(samples))
