@@ -276,7 +276,40 @@ def test_requests_are_read_back_as_they_were_built() -> None:
         ("**1.** One\n**2.** Two", ["One", "Two"]),
         ("no list at all", []),
         ("3 .  One\n4. \n5. Two", ["One", "Two"]),
+        ("9. One.\n10. Two.\n\nLet me know if you need more!", ["One.", "Two."]),
+        ("9. One.\n\n10. Two.\n\n---\n\nI hope that these help.", ["One.", "Two."]),
+        ("1. One?\n\n   (A) x (B) y\n2. Two?\n\n   (A) x (B) y\n\nDone.", ["One? (A) x (B) y", "Two? (A) x (B) y"]),
+        ("## Verse\n\n9. One.\n\n**Science:**\n10. Two.", ["One.", "Two."]),
+        ("9. **Verse:** Rhyme it.\n10. Use **bold** words.", ["Verse: Rhyme it.", "Use bold words."]),
+        ("9. Is 2**3 more than 3**2?", ["Is 2**3 more than 3**2?"]),
+        ("Sure:\n- One.\n- Two\n  three.", ["One.", "Two three."]),
+        ("9. List these:\n- a\n- b\n10. Two.", ["List these: - a - b", "Two."]),
     ],
 )
 def test_lists_are_read_in_the_forms_that_teachers_write(text: str, items: list[str]) -> None:
     assert prompts.read_list(text) == items
+
+
+@pytest.mark.parametrize(
+    ("classifies", "text", "instances"),
+    [
+        (True, "Input: Hooray\nLabel: good\n\nInput: Alas\nLabel: bad", [("Hooray", "good"), ("Alas", "bad")]),
+        (True, "Example 1\nLabel: good\nInput: Hooray\n\nExample 2\nLabel: bad\nInput: Alas",
+         [("Hooray", "good"), ("Alas", "bad")]),
+        (True, "1. **Label:** good\n   **Input:** Hooray\n2. **Label:** bad\n   **Input:** Alas",
+         [("Hooray", "good"), ("Alas", "bad")]),
+        (True, "### Example 1\n- Input: Hooray\n- Label: **good**", [("Hooray", "good")]),
+        (True, "Label: **good**\nInput: Hooray", [("Hooray", "good")]),
+        (False, "Example 1\nInput: 1 2\nOutput: 3\n\n---\n\nExample 2\nInput: 2 2\nOutput: 4",
+         [("1 2", "3"), ("2 2", "4")]),
+        (False, "1. Input: 1 2\n   Output: 3\n2. Input: 2 2\n   Output: 4", [("1 2", "3")]),
+        (False, "Example 1\nInput: N/A\nOutput: A robin.", [("", "A robin.")]),
+        (False, "Example 1\nInput: (None)\nOutput: A robin.", [("", "A robin.")]),
+        (False, "Output: a: 1\n---\nb: 2", [("", "a: 1\n---\nb: 2")]),
+        (False, "No, I cannot.", []),
+    ],
+)  # fmt: skip
+def test_instances_are_read_in_the_forms_that_teachers_write(
+    classifies: bool, text: str, instances: list[tuple[str, str]]
+) -> None:
+    assert prompts.read_instances(text, classifies) == [Instance(*pair) for pair in instances]

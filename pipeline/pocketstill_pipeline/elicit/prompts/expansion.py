@@ -21,13 +21,20 @@ _LABEL_FIRST = (
     "and behind every label an input that belongs to it."
 )
 _ITEM = re.compile(r"^\s*\**(\d{1,3})\s?[.)]\**(?:\s+|$)(.*)$")
+_BULLET = re.compile(r"^\s*[-*•]()\s+(.*)$")
+_HEADING = re.compile(r"^\s*(?:#{1,6}\s.*|\*\*[^*]+\*\*:?|-{3,}|\*{3,})\s*$")
+_BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w*])")
 _UP_TO = re.compile(r"^Write numbers (\d+) to (\d+)\b", re.MULTILINE)
 _TASK = re.compile(r"^Task: ", re.MULTILINE)
 _COUNT = re.compile(r"^Give (\d+) examples\b", re.MULTILINE)
+# What may stand before a field's name: the number of the example, and signs of Markdown.
+_LEAD = r"^[#*\- ]*(?:\d{1,2}[.)][* ]*)?"
 _EXAMPLE = re.compile(r"^[#* ]*Example\s*\d*\s*[.:]?[* ]*$", re.MULTILINE | re.IGNORECASE)
-_INPUT = re.compile(r"^[* ]*Input\s*\d*\s*:[* ]*", re.MULTILINE | re.IGNORECASE)
-_OUTPUT = re.compile(r"^[* ]*Output\s*\d*\s*:[* ]*", re.MULTILINE | re.IGNORECASE)
-_LABEL = re.compile(r"^[* ]*(?:Class )?Label\s*\d*\s*:[* ]*", re.MULTILINE | re.IGNORECASE)
+_BETWEEN = re.compile(r"[ ]*(?:-{3,}|\*{3,}|[#* ]*Example\s*\d*\s*[.:]?[* ]*)", re.IGNORECASE)
+_INPUT = re.compile(_LEAD + r"Input\s*\d*\s*:[* ]*", re.MULTILINE | re.IGNORECASE)
+_OUTPUT = re.compile(_LEAD + r"Output\s*\d*\s*:[* ]*", re.MULTILINE | re.IGNORECASE)
+_LABEL = re.compile(_LEAD + r"(?:Class )?Label\s*\d*\s*:[* ]*", re.MULTILINE | re.IGNORECASE)
+_NO_INPUT = re.compile(r"\W*(?:none|n/a|no input(?: (?:needed|required|necessary))?)\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -87,15 +94,25 @@ def asked_proposals(content: str) -> Proposals | None:
 
 
 def read_list(text: str) -> list[str]:
-    """The items of a numbered list, white space folded, further lines of an item joined to it."""
+    """The items of a numbered list, else of one with bullets, white space folded, further lines joined to their item.
+
+    Headings between items are no part of them, nor is what follows the list: more paragraphs than any other item has.
+    """
+    lines = text.splitlines()
+    mark = _ITEM if any(map(_ITEM.match, lines)) else _BULLET
     items: list[list[str]] = []
-    for line in text.splitlines():
-        item = _ITEM.match(line)
+    for line in lines:
+        item = mark.match(line)
         if item:
             items.append([item[2]])
-        elif items:
-            items[-1].append(line)
-    return [said for lines in items if (said := _one_line(" ".join(lines)).strip("*").strip())]
+        elif items and not line.strip():
+            items[-1].append("")
+        elif items and not _HEADING.match(line):
+            items[-1][-1] += f" {line}"
+    parts = [[part for said in item if (part := _one_line(_BOLD.sub(r"\1", said)))] for item in items]
+    if parts:
+        parts[-1] = parts[-1][: max(map(len, parts[:-1]), default=1) or 1]
+    return [said for item in parts if (said := " ".join(item).strip("*").strip())]
 
 
 def classify_request(instruction: str, shown: Iterable[Shown]) -> Messages:
@@ -153,24 +170,36 @@ def read_instances(text: str, classifies: bool) -> list[Instance]:
     """The instances of a reply; none when it has no form that is known.
 
     A reply to a request that wants labels first has the label before its input, and any other the input first,
-    which may be missing.
+    which may be missing. A teacher that turns the order round is read as it wrote.
     """
-    if classifies:
-        return [_label_first(part) for part in _LABEL.split(text)[1:]]
-    parts = [part for part in _EXAMPLE.split(text) if part.strip()]
-    return [_input_first(part) for part in parts if _OUTPUT.search(part)]
+    if not classifies:
+        return [_input_first(part, _OUTPUT) for part in _EXAMPLE.split(text) if _OUTPUT.search(part)]
+    label, given = _LABEL.search(text), _INPUT.search(text)
+    if label and given and given.start() < label.start():
+        turned = [_input_first(part, _LABEL) for part in _INPUT.split(text)[1:] if _LABEL.search(part)]
+        return [Instance(one.input, one.output.strip("* ")) for one in turned]
+    return [_label_first(part) for part in _LABEL.split(text)[1:]]
 
 
 def _label_first(part: str) -> Instance:
     label, _, rest = part.strip().partition("\n")
-    return Instance(_INPUT.sub("", rest, count=1).strip(), label.strip())
+    return Instance(_own(_INPUT.sub("", rest, count=1)), label.strip("* "))
 
 
-def _input_first(part: str) -> Instance:
-    given, said = _OUTPUT.split(part, maxsplit=1)
+def _input_first(part: str, output: re.Pattern[str]) -> Instance:
+    given, said = output.split(part, maxsplit=1)
     # Another pair may follow without a heading of its own.
-    said = _INPUT.split(said, maxsplit=1)[0]
-    return Instance(_INPUT.sub("", given.strip(), count=1).strip(), said.strip())
+    said = _own(_INPUT.split(said, maxsplit=1)[0])
+    given = _INPUT.sub("", given.strip(), count=1).strip()
+    return Instance("" if _NO_INPUT.fullmatch(given) and given != said else given, said)
+
+
+def _own(text: str) -> str:
+    """The text without the rule or the heading that leads on to the next example."""
+    lines = text.strip().split("\n")
+    while lines and (not lines[-1].strip() or _BETWEEN.fullmatch(lines[-1])):
+        lines.pop()
+    return "\n".join(lines).strip()
 
 
 def _written(task: Shown) -> str:
