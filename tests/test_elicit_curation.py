@@ -12,7 +12,7 @@ from teaching import chat_app, recipe_of, serving
 from pocketstill.errors import UserError
 from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.elicit.curation import passages
-from pocketstill_pipeline.elicit.prompts.curation import END, NOT_IN_TEXT
+from pocketstill_pipeline.elicit.prompts.curation import END, NOT_IN_TEXT, read_topics
 from pocketstill_pipeline.example import Elicited
 
 FREE = [{"name": "free", "kind": "text", "graded": False, "source": "none"}]
@@ -46,6 +46,32 @@ def test_topics_that_the_teacher_names_are_read_from_any_list(tmp_path: Path) ->
     for found in (tidy, untidy):
         topics = {tag for one in found for tag in one.tags if tag.startswith("topic:")}
         assert len(topics) == 5 and not any(character in "".join(topics) for character in "1234.")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Cats\n\nDogs.\nCats",
+        "Here are two topics:\n\nCats\nDogs",
+        "Sure! Here they are:\n\n1. Cats\n2. Dogs\n\nLet me know if you need more.",
+        "**Pets:**\n- **Cats**\n- **Dogs**\n",
+        "**1.** Cats\n**2.** Dogs",
+        "**Cats**\n**Dogs**",
+    ],
+)
+def test_what_stands_around_a_list_is_no_topic(reply: str) -> None:
+    assert read_topics(reply) == ["Cats", "Dogs"]
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [('"Do they sleep?"', "Do they sleep?"), ("“Do they?”\n", "Do they?"), ('"Yes" or "no"?"', '"Yes" or "no"?"')],
+)
+def test_a_question_is_asked_without_the_quotation_marks_around_it(tmp_path: Path, said: str, question: str) -> None:
+    with serving(chat_app(lambda body, count: said)) as url:
+        entry = {"method": "from_topics", "topics": ["cats"], "count": 1}
+        (found,) = elicited(tmp_path, entry, {"base_url": url})
+    assert found.question == question
 
 
 def test_a_teacher_without_topics_is_a_listed_failure(tmp_path: Path) -> None:

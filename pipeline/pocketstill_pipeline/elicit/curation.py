@@ -31,6 +31,7 @@ from .prompts.curation import (
     text_request,
     topics_request,
 )
+from .prompts.evolving import unquoted
 from .sampling import tidy
 
 _PERSONAS = [
@@ -80,7 +81,7 @@ async def from_topics(settings: FromTopics, context: Context) -> AsyncIterator[E
         options = {"sample": number, "temperature": settings.temperature, "max_tokens": settings.max_tokens}
         asked = await teacher.ask(question_request(wanted), **options)  # type: ignore[arg-type]
         tags = (f"topic:{wanted.topic}", f"persona:{wanted.persona}", f"difficulty:{wanted.difficulty}")
-        name, question = f"{settings.entry}-{number}", tidy(asked.text)
+        name, question = f"{settings.entry}-{number}", tidy(unquoted(asked.text))
         if (problem := trouble(asked)) is not None:
             return _elicited(settings, name, question, "", (asked.key,), *problem, tags=tags)
         said = await teacher.ask([{"role": "user", "content": question}], **options)  # type: ignore[arg-type]

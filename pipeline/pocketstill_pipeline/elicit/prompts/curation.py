@@ -17,6 +17,7 @@ Turns = Sequence[tuple[str, str]]
 
 _TOPICS = "List {} different topics that people ask {} about. Write one topic a line, and nothing else."
 _TOPICS_ASKED = re.compile(r"List (\d+) different topics that people ask (.*) about\. Write one topic a line")
+_LISTED = re.compile(r"^\s*(?:[-*•](?!\*)|\**\d+[.)])\s*(.*)")
 _QUESTION = (
     "Put yourself in the place of {persona}. Write one question about {topic} that you would ask {who}. "
     "It should be {difficulty} to answer. Write the question alone."
@@ -83,9 +84,15 @@ def asked_topics(turns: Turns) -> int | None:
 
 
 def read_topics(reply: str) -> list[str]:
-    """The topics of a reply, without numbers and bullets, each once."""
-    lines = (re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line).strip(" .") for line in reply.splitlines())
-    return list(dict.fromkeys(line for line in lines if line))
+    """The topics of a reply, without numbers, bullets and stars, each once.
+
+    Lines around a list are no topics, nor are lines that lead on to some.
+    """
+    lines = reply.splitlines()
+    listed = [found[1] for line in lines if (found := _LISTED.match(line))]
+    said = listed or [line for line in lines if not line.rstrip(" *").endswith(":")]
+    named = (line.replace("**", "").strip(" .") for line in said)
+    return list(dict.fromkeys(line for line in named if line))
 
 
 def question_request(wanted: Persona) -> Messages:

@@ -89,7 +89,13 @@ def read_evolved(text: str) -> str:
     text = text.strip()
     for heading in (_WANTED, "#Created Prompt#:"):
         text = text.removeprefix(heading).strip()
-    quoted = len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
+    return unquoted(text)
+
+
+def unquoted(text: str) -> str:
+    """The text without quotation marks around all of it, which teachers like to put."""
+    text = text.strip()
+    quoted = text[:1] + text[-1:] in ('""', "“”") and len(text) > 1 and not set('"“”') & set(text[1:-1])
     return text[1:-1].strip() if quoted else text
 
 
