@@ -116,6 +116,32 @@ def test_passages_always_move_on() -> None:
     assert {word for one in found for word in one.split()} == set(text.split())
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}", "```json\n{}\n```", "```\n{}\n```", "``` JSON\n{}```", "Here it is:\n\n```json\n{}\n```\nDone.",
+        "<think>A {{set}} of [1].</think> {}", '{{"made": {}}}',
+    ],
+)  # fmt: skip
+def test_an_object_is_found_whatever_stands_around_it(tmp_path: Path, around: str) -> None:
+    made_up = json.dumps({"question": "Which of them }} is odd?"})
+    seen: list[Any] = []
+
+    def teacher(body: Any, count: int) -> str:
+        seen.append(body.get("response_format"))
+        return around.format(made_up) if seen[-1] else "7 of 9 is odd."
+
+    skills = [{"name": "arithmetic", "kind": "number", "questions": 3, "heldout": 0}]
+    entry = {"method": "harder", "count": 1, "easy_share": 0.0}
+    with serving(chat_app(teacher)) as url, serving(chat_app(lambda body, count: "Who knows?")) as student:
+        endpoint = {"base_url": student}
+        collect(recipe_of({"base_url": url}, skills, elicit=[entry], student_endpoint=endpoint), tmp_path / "out")
+    (one,) = made(tmp_path / "out", "harder")
+    assert (one.reason, one.question, len(seen)) == (None, "Which of them }} is odd?", 3)
+    # OpenAI refuses strict schemas with lengths in them.
+    assert "Length" not in json.dumps(seen)
+
+
 def test_half_a_character_ends_no_collection(tmp_path: Path) -> None:
     found = told(tmp_path, {"content": "A half \ud83d of it. The answer is yes."}, {"method": "zero_shot_cot"})
     assert {one.answer for one in found} == {"yes"}

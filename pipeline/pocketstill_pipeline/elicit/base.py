@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Messages, Reply
@@ -22,6 +24,8 @@ Model = TypeVar("Model", bound=BaseModel)
 # How often an answer that does not fit its schema is asked for again, each time as another sample.
 _SCHEMA_RETRIES = 2
 _RETRY_SAMPLE, _RETRY_TEMPERATURE = 1000, 0.7
+# Bounded, so that a flood of brackets costs no quadratic time.
+_MOST_OBJECTS = 64
 
 
 class Settings(Section):
@@ -191,6 +195,7 @@ async def ask_json(
 ) -> tuple[Model | None, Reply]:
     """A structured answer: JSON by the schema of a pydantic model; None with the last reply when none fits.
 
+    The first object in an answer that fits is taken, whatever stands around it: not every server holds to schemas.
     An answer that does not fit is asked for again, up to twice, as another sample; what was asked greedily then at a
     temperature, since the same would come back.
     """
@@ -209,15 +214,20 @@ async def ask_json(
 
 
 def _fitting(schema: type[Model], reply: Reply) -> Model | None:
-    try:
-        return schema.model_validate_json(reply.text.strip().removeprefix("```json").removesuffix("```"))
-    except ValidationError:
-        return None
+    decoder = json.JSONDecoder()
+    for found in islice(re.finditer(r"\{", reply.text), _MOST_OBJECTS):
+        try:
+            return schema.model_validate(decoder.raw_decode(reply.text, found.start())[0])
+        except (ValueError, RecursionError):
+            continue
+    return None
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema as the API's strict mode wants it: every object closed, and every key of it required."""
+    """The schema as the API's strict mode wants it: every object closed, every key of it required, no lengths."""
     made = {key: _strict(value) if isinstance(value, dict) else value for key, value in schema.items()}
+    for refused in ("minLength", "maxLength"):
+        made.pop(refused, None)
     if made.get("type") == "object":
         made |= {"additionalProperties": False, "required": list(made.get("properties", {}))}
     return made
