@@ -200,6 +200,18 @@ def test_the_teacher_is_compared_with_the_student(tmp_path: Path) -> None:
     assert kept and all(one.candidates[1]["completion"] == "I guess.\nAnswer: 7" for one in kept)
 
 
+def test_a_students_answer_that_no_word_marks_is_what_its_reply_ends_with(tmp_path: Path) -> None:
+    with serving(chat_app(lambda body, count: "12 and 5 make 17.\n17")) as student:
+        recipe = recipe_of(
+            {"samples": 1, "embedded": {"mistakes": 0.0, "noise": 0.0}}, ARITHMETIC,
+            elicit=[REPLIES, {"method": "prefer", "of": "replies", "against": "student"}],
+            student_endpoint={"base_url": student, "model": "mine"},
+        )  # fmt: skip
+        collect(recipe, tmp_path)
+    theirs = {said["completion"] for one in made(tmp_path, "prefer") for said in one.candidates}
+    assert "12 and 5 make 17.\nAnswer: 17" in theirs and "12" not in theirs
+
+
 def test_borda_and_kendall_agree_with_what_is_worked_out_by_hand() -> None:
     # Three judges: 0 > 1 > 2, 0 > 2 > 1, 1 > 0 > 2. Rank sums 4, 6, 8, so S = 8 and W = 12 * 8 / (9 * 24).
     rankings = [[0, 1, 2], [0, 2, 1], [1, 0, 2]]

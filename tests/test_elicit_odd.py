@@ -142,6 +142,21 @@ def test_an_object_is_found_whatever_stands_around_it(tmp_path: Path, around: st
     assert "Length" not in json.dumps(seen)
 
 
+def test_traces_are_read_as_answers_are(tmp_path: Path) -> None:
+    rows = [
+        {"question": "a", "completion": "Of 12 birds 5 fly.\n12 - 5 = 7\n7", "gold": "7"},
+        {"question": "b", "completion": "Of 12 birds 5 fly. The answer is 7, not 5.", "gold": "7"},
+        {"question": "c", "rationale": "12 - 5 = 7.", "completion": "7.\n\nAs 12 less 5 is.", "gold": "7"},
+    ]
+    skills = [{"name": "birds", "kind": "number", "source": "none"}]
+    entry = {"method": "traces", "skill": "birds", "data": str(write_rows(tmp_path / "rows.jsonl", rows))}
+    with serving(chat_app(lambda body, count: "nobody asks")) as url:
+        collect(recipe_of({"base_url": url}, skills, elicit=[entry]), tmp_path / "out")
+    found = made(tmp_path / "out", "traces")
+    assert [one.answer for one in found] == ["7", "7", "7"]
+    assert found[0].rationale == "Of 12 birds 5 fly.\n12 - 5 = 7"
+
+
 def test_half_a_character_ends_no_collection(tmp_path: Path) -> None:
     found = told(tmp_path, {"content": "A half \ud83d of it. The answer is yes."}, {"method": "zero_shot_cot"})
     assert {one.answer for one in found} == {"yes"}

@@ -134,12 +134,7 @@ def read_reply(question: Question, sample: int, reply: Reply, *, graded: bool, m
     reason, detail = trouble(reply) or (None, "")
     rationale, answer = "", tidy(reply.text) or None
     if graded:
-        rationale, said = grading.split_completion(reply.text)
-        answer = grading.extract(reply.text, question.kind)
-        if said == reply.text.strip() and question.kind != "json":
-            # Without a word that marks the answer, it is what the reply ends with, not the first number in it.
-            rationale, _, said = said.rpartition("\n")
-            answer = grading.extract(said, question.kind)
+        rationale, answer = reasons_and_answer(reply.text, question.kind)
     if reason is None and answer is None:
         reason, detail = "no_answer", reply.text.strip()[:200]
     return replace(
@@ -151,6 +146,16 @@ def read_reply(question: Question, sample: int, reply: Reply, *, graded: bool, m
         reason=reason,
         detail=detail,
     )
+
+
+def reasons_and_answer(text: str, kind: grading.Kind) -> tuple[str, str | None]:
+    """A reply as its rationale, "" when it has none, and its answer, None when it gives none."""
+    rationale, said = grading.split_completion(text)
+    if said != text.strip() or kind == "json":
+        return rationale, grading.extract(text, kind)
+    # Without a word that marks the answer, it is what the reply ends with, not the first number in it.
+    rationale, _, said = said.rpartition("\n")
+    return rationale, grading.extract(said, kind)
 
 
 def planned_samples(

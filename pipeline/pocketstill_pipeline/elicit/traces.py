@@ -12,7 +12,7 @@ from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.reading import DataRow, iter_data
 
 from .base import Context, Planned, Settings
-from .sampling import tidy
+from .sampling import reasons_and_answer, tidy
 
 
 class Traces(Settings):
@@ -52,8 +52,8 @@ def _elicited(settings: Traces, name: str, row: DataRow, *, graded: bool, kind: 
     said = row.completion or ""
     rationale, answer = row.rationale or "", tidy(said) or None
     if graded:
-        rationale = rationale or grading.split_completion(said)[0]
-        answer = grading.extract(said, kind)
+        # Where the reasons stand apart, all of the completion is the answer.
+        rationale, answer = (rationale, grading.extract(said, kind)) if rationale else reasons_and_answer(said, kind)
     reason = None
     if not said.strip():
         reason = "empty"

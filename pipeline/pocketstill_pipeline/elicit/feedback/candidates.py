@@ -13,7 +13,7 @@ from pydantic import Field
 from pocketstill import grading
 from pocketstill_pipeline.asking import Message
 from pocketstill_pipeline.elicit.base import Context, Planned, Settings
-from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens
+from pocketstill_pipeline.elicit.sampling import REPLY_TOKENS, mean_tokens, reasons_and_answer
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import canonical
 from pocketstill_pipeline.question_file import select
@@ -66,8 +66,7 @@ def read_reply(item: Elicited, text: str, *, graded: bool) -> Elicited:
     if not graded or item.kind == "json":
         answer = grading.extract(text, item.kind) if graded else text.strip()
         return _with(item, text, "", answer or None)
-    rationale, _ = grading.split_completion(text)
-    return _with(item, text, rationale, grading.extract(text, item.kind))
+    return _with(item, text, *reasons_and_answer(text, item.kind))
 
 
 def _with(item: Elicited, text: str, rationale: str, answer: str | None) -> Elicited:
