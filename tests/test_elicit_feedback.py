@@ -212,6 +212,24 @@ def test_a_students_answer_that_no_word_marks_is_what_its_reply_ends_with(tmp_pa
     assert "12 and 5 make 17.\nAnswer: 17" in theirs and "12" not in theirs
 
 
+def test_the_student_is_shown_the_demonstrations_that_go_before_a_question(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def student(body: Any, count: int) -> str:
+        seen.append([turn["role"] for turn in body["messages"]])
+        return "I guess.\nAnswer: 7"
+
+    with serving(chat_app(student)) as url:
+        shown = {"method": "few_shot_cot", "of": "replies", "shots": 2, "keep_shots": True}
+        recipe = recipe_of(
+            {"samples": 1, "embedded": {"mistakes": 0.0, "noise": 0.0}}, ARITHMETIC,
+            elicit=[REPLIES, shown, {"method": "prefer", "of": "few_shot_cot", "against": "student"}],
+            student_endpoint={"base_url": url, "model": "mine"},
+        )  # fmt: skip
+        collect(recipe, tmp_path)
+    assert seen == [["user", "assistant"] * 2 + ["user"]] * 6
+
+
 def test_borda_and_kendall_agree_with_what_is_worked_out_by_hand() -> None:
     # Three judges: 0 > 1 > 2, 0 > 2 > 1, 1 > 0 > 2. Rank sums 4, 6, 8, so S = 8 and W = 12 * 8 / (9 * 24).
     rankings = [[0, 1, 2], [0, 2, 1], [1, 0, 2]]

@@ -72,7 +72,8 @@ async def prefer(settings: PreferSettings, context: Context) -> AsyncIterator[El
         one, other, keys = pair.one, pair.other, pair.one.item.source
         if other is None:
             assert student is not None
-            reply = await student.ask(one.item.messages, max_tokens=settings.max_tokens)
+            turns = [*one.item.demonstrations, *one.item.messages]
+            reply = await student.ask(turns, max_tokens=settings.max_tokens)
             if (problem := trouble(reply)) is not None:
                 return _rejected(settings, pair, (*keys, reply.key), "no_student_reply", ": ".join(problem))
             theirs = read_reply(one.item, reply.text.strip(), graded=is_graded(one.item, context))
