@@ -188,6 +188,14 @@ def test_a_teacher_without_logprobs_is_found_out_early(tmp_path: Path) -> None:
     assert app.state.counted["count"] < 200
 
 
+def test_an_answer_that_fails_otherwise_hides_no_teacher_without_logprobs(tmp_path: Path) -> None:
+    app = chat_app(lambda body, count: "" if count == 1 else "The answer is 5.")
+    skills = [ARITHMETIC[0] | {"questions": 200}]
+    with serving(app) as url, pytest.raises(UserError, match="sent no logprobs in 16 answers"):
+        recipe = recipe_of({"base_url": url, "concurrency": 4}, skills, elicit=[{"method": "top_logprobs"}])
+        collect(recipe, tmp_path)
+
+
 def test_tokens_that_spell_something_else_are_a_listed_failure(tmp_path: Path) -> None:
     def answer(body: Any, count: int) -> Any:
         assert body["logprobs"] is True and body["top_logprobs"] == 3

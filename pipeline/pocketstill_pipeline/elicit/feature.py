@@ -251,11 +251,11 @@ async def top_logprobs(settings: TopLogprobsSettings, context: Context) -> Async
             made = replace(made, rationale=replies[0].text.strip())
         return _with_distributions(made, replies)
 
-    answered = without = 0
+    given = without = 0
     async for found in context.teacher.map(one, units(context.of_skills(settings.skills), settings, context)):
-        answered += found.reason != "failed_request"
+        given += found.top_logprobs is not None
         without += found.detail == _NONE_SENT
-        if without == answered == _ENOUGH_WITHOUT:
+        if without == _ENOUGH_WITHOUT and not given:
             raise UserError(
                 f"elicit: {settings.entry}: {_NONE_SENT} in {without} answers; "
                 "take a teacher whose API has them, or another method"
