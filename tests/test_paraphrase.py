@@ -114,6 +114,9 @@ def test_unlabelled_wordings_carry_the_gold_answer_alone(tmp_path: Path) -> None
         ('Join the letters of "Ann Bo".', 'Which text do the letters of "Bo Ann" make?', "'Ann Bo' is gone"),
         ("Which is it? (A) red. (B) blue.", "Choose: (A) red, or blue.", "B is gone"),
         ("Sum what Ann and Bo have.", "What do Bo and Ann have together?", ""),
+        ("Where does Zoé go? Élise, where?", "Which école is it that Zoé and Élise see là-bas?", ""),
+        ("Where does Zoé go?", "Where does Élise's école lie, Zoé?", "Élise is new"),
+        ("天空为什么是蓝色的？", "为什么天空看起来是蓝色的？", ""),
     ],
 )
 def test_facts(question: str, text: str, changed: str) -> None:

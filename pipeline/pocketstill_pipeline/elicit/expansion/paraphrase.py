@@ -155,7 +155,7 @@ def _names(text: str, *, within: bool = False) -> set[str]:
     """The names in a text; with `within`, only those that do not start a sentence, which are surer."""
     found = set()
     for word in _CAPITAL.finditer(text):
-        if word[0] == "I" or (word[0].lower() in STOPWORDS and len(word[0]) > 1):
+        if not word[0][0].isupper() or word[0] == "I" or (word[0].lower() in STOPWORDS and len(word[0]) > 1):
             continue
         starts = _SENTENCE_END.search(text[: word.start()]) is not None
         if not (starts and (within or word[0].lower() in OPENERS)):
