@@ -142,6 +142,37 @@ def test_an_object_is_found_whatever_stands_around_it(tmp_path: Path, around: st
     assert "Length" not in json.dumps(seen)
 
 
+CHINESE = ["天空为什么是蓝色的？", "水为什么会结冰？", "鸟为什么会飞？", "月亮为什么会变圆？"]
+
+
+def test_questions_in_chinese_are_told_from_those_that_are_there(tmp_path: Path) -> None:
+    rows = [{"question": text, "split": "test" if text == CHINESE[0] else "train"} for text in CHINESE[:3]]
+    made_up = iter([*CHINESE, CHINESE[3]] * 10)
+
+    def teacher(body: Any, count: int) -> str:
+        if "response_format" not in body:
+            return "很久以前人们就知道这一点。"
+        wanted = body["response_format"]["json_schema"]["name"]
+        return json.dumps(
+            {"reason": "so", "first": 5, "second": 5} if wanted == "Refereed" else {"question": next(made_up)}
+        )
+
+    with serving(chat_app(teacher)) as url:
+        entry = {"method": "harder", "count": 2, "easy_share": 0.0, "gap": 0.0}
+        endpoint = {"base_url": url, "concurrency": 1}
+        recipe = recipe_of(endpoint, free(tmp_path, rows), elicit=[entry], student_endpoint=endpoint)
+        collect(recipe, tmp_path / "out")
+    found = made(tmp_path / "out", "harder")
+    assert [one.question for one in found if one.reason is None] == [CHINESE[3]]
+    assert {one.question for one in found if one.reason == "in_pool"} == set(CHINESE)
+
+
+def test_wordings_in_chinese_are_told_from_the_question(tmp_path: Path) -> None:
+    listed = f"1. {CHINESE[0]}\n2. 为什么天空看起来是蓝色的？\n3. 为什么天空看起来是蓝色的？"
+    found = told(tmp_path, listed, {"method": "paraphrase", "limit": 1}, free(tmp_path, [{"question": CHINESE[0]}]))
+    assert [one.reason for one in found] == ["similar_wording", None, "similar_wording"]
+
+
 def test_traces_are_read_as_answers_are(tmp_path: Path) -> None:
     rows = [
         {"question": "a", "completion": "Of 12 birds 5 fly.\n12 - 5 = 7\n7", "gold": "7"},

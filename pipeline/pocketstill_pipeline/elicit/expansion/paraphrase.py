@@ -118,7 +118,7 @@ def check_wording(question: Question, text: str, pool: RougePool, similar: float
     near = pool.nearest(text, similar) if similar > 0 else None
     if near is not None:
         return "similar_wording", f"{near.score:.3f} with {near.text!r}"
-    return None
+    return ("similar_wording", "word for word") if text in pool else None
 
 
 def changed_facts(question: str, text: str) -> str:

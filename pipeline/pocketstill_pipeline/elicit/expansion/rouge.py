@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from pocketstill_pipeline.problems.base import normalise
+
 _WORD = re.compile(r"[a-z0-9]+")
 # Two equal fractions may differ in the last bit once they are floats: 21 common words of 23 and 37 give
 # an F of 0.6999999999999998. What rounding alone keeps below a threshold counts as having reached it.
@@ -96,6 +98,7 @@ class RougePool:
         self._places: list[dict[str, int]] = []
         self._shares: list[frozenset[_Occurrence]] = []
         self._with: dict[_Occurrence, list[int]] = {}
+        self._known: set[str] = set()
         for text in texts:
             self.add(text)
 
@@ -107,8 +110,13 @@ class RougePool:
             self._with.setdefault(occurrence, []).append(len(self.texts))
         self._shares.append(shares)
         self.texts.append(text)
+        self._known.add(normalise(text))
         self._lengths.append(len(words))
         self._places.append(places_of(words))
+
+    def __contains__(self, text: str) -> bool:
+        """Whether the text itself is there, case and white space aside; texts without a-z and 0-9 are only told so."""
+        return normalise(text) in self._known
 
     def nearest(self, text: str, threshold: float) -> Similar | None:
         """The most similar text whose ROUGE-L F is at least `threshold` (above 0); None when all are below it."""

@@ -191,7 +191,7 @@ def _checked(new: _New, pool: RougePool, threshold: float) -> _New:
         return new
     twin = pool.nearest(new.text, threshold)
     if twin is None:
-        return new
+        return replace(new, reason="in_pool") if new.text in pool else new
     return replace(new, reason="similar_to_pool", detail=f"ROUGE-L {twin.score:.2f} with {twin.text[:160]!r}")
 
 
