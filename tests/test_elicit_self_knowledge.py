@@ -78,7 +78,8 @@ def test_a_judgement_is_read_back() -> None:
     ("said", "points"),
     [
         ("Fine.\nScore: 4", 4.0), ("score: **3.5**", 3.5), ("Score: 1 ... no,\nScore: 2", 2.0), ("<score> 0", 0.0),
-        ("Score: 50", None), ("very good", None), ("", None),
+        ("**Score (0-5):** 4", 4.0), ("Score (out of 5): 3/5", 3.0), ("Score: 50", None),
+        ("very good", None), ("", None),
     ],
 )  # fmt: skip
 def test_points_are_read_from_what_a_judge_says(said: str, points: float | None) -> None:

@@ -24,7 +24,7 @@ _STEPS = (
     "a fourth when it answers directly and in full, in good order, with steps that follow from each other;",
     "a fifth when nothing in it is wrong, missing or beside the point.",
 )
-_SCORE = re.compile(r"\bscore\W{0,4}(\d+(?:\.\d+)?)", re.IGNORECASE)
+_SCORE = re.compile(r"\bscore(?: \([^()\n]{1,20}\))?\W{0,4}(\d+(?:\.\d+)?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
