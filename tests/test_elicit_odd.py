@@ -220,8 +220,13 @@ def test_content_in_parts_and_broken_logprobs_end_no_collection(tmp_path: Path) 
     def answer(body: Any, count: int) -> Response:
         parts = {"content": [{"type": "text", "text": "yes"}]}
         whole = {"content": "The answer is yes."}
-        logprobs = {"content": [None, "yes"]}
-        return body_of(parts, finish_reason="length") if count % 2 else body_of(whole, logprobs=logprobs)
+        logprobs = [
+            {"content": [None, "yes"]},
+            {"content": [{"token": "yes", "logprob": 0.0, "top_logprobs": ["yes"]}]},
+        ]
+        if count % 4 == 1:
+            return body_of(parts, finish_reason="length")
+        return body_of(whole, logprobs=logprobs[count % 2])
 
     with serving(chat_app(answer)) as url:
         skills = [{"name": "coin_flip", "kind": "yes_no", "questions": 4, "heldout": 0}]

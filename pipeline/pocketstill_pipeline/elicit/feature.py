@@ -277,7 +277,7 @@ def _with_distributions(item: Elicited, replies: tuple[Reply, ...]) -> Elicited:
     try:
         spelt = [b"".join(_token(entry) for entry in content) for content in contents]
         packed = pack_logprobs(*contents)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         return replace(item, reason="no_logprobs", detail=str(error)[:200])
     if any(reply.text.strip().encode() not in text for reply, text in zip(replies, spelt, strict=True)):
         return replace(item, reason="no_logprobs", detail="the tokens sent do not spell the answer")
