@@ -301,9 +301,11 @@ asyncio.run(run())
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         worker = int(run.stdout.readline())
-        time.sleep(0.5)
-        (program,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+        children, deadline = Path(f"/proc/{worker}/task/{worker}/children"), time.monotonic() + 30
+        while not (forked := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.02)
         run.kill()
+    (program,) = forked
     deadline = time.monotonic() + 10
     while any(_runs(int(pid)) for pid in (worker, program)) and time.monotonic() < deadline:
         time.sleep(0.05)
