@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 from teaching import chat_app, recipe_of, serving
 
 from pocketstill.errors import UserError
@@ -72,6 +73,18 @@ def test_a_question_is_asked_without_the_quotation_marks_around_it(tmp_path: Pat
         entry = {"method": "from_topics", "topics": ["cats"], "count": 1}
         (found,) = elicited(tmp_path, entry, {"base_url": url})
     assert found.question == question
+
+
+@pytest.mark.parametrize("first", [{"refusal": "No."}, {"content": "I'm sorry, I cannot help with that."}])
+def test_a_teacher_that_refuses_to_name_topics_is_asked_again(tmp_path: Path, first: dict[str, str]) -> None:
+    def answer(body: Any, count: int) -> Any:
+        message = {"role": "assistant", "content": "1. Cats\n2. Dogs\n3. Eels"} | (first if count == 1 else {})
+        return JSONResponse({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    with serving(chat_app(answer)) as url:
+        found = elicited(tmp_path, {"method": "from_topics", "topics": 4, "count": 30}, {"base_url": url})
+    topics = {tag for one in found for tag in one.tags if tag.startswith("topic:")}
+    assert topics == {"topic:Cats", "topic:Dogs", "topic:Eels"} and len(found) == 30
 
 
 def test_a_teacher_without_topics_is_a_listed_failure(tmp_path: Path) -> None:

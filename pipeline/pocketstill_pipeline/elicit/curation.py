@@ -14,12 +14,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pocketstill_pipeline.asking import Reply
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.reading import read_documents
 from pocketstill_pipeline.sections import Rate
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from .base import Context, Planned, Settings, ask_json, trouble
+from .base import Asker, Context, Planned, Settings, ask_json, trouble
 from .prompts.curation import (
     NOT_IN_TEXT,
     Persona,
@@ -40,6 +41,8 @@ _PERSONAS = [
 ]  # fmt: skip
 _DIFFICULTIES = ["easy", "moderately hard", "hard"]
 _QUESTION_TOKENS, _ANSWER_TOKENS, _TEXT_QUESTION_TOKENS = (10.0, 60.0), (15.0, 200.0), (30.0, 120.0)
+# How often topics are asked for when fewer than half of those wanted come.
+_NAMINGS = 3
 _WORD = re.compile(r"\S+")
 _Words = Annotated[str, Field(pattern=r"\S")]
 
@@ -63,16 +66,9 @@ async def from_topics(settings: FromTopics, context: Context) -> AsyncIterator[E
     teacher = context.teacher
     topics = settings.topics
     if isinstance(topics, int):
-        reply = await teacher.ask(
-            topics_request(topics, settings.who), temperature=settings.temperature, max_tokens=settings.max_tokens
-        )
-        problem, named = trouble(reply), read_topics(reply.text)
-        if problem is not None and problem[0] == "truncated" and len(named) > 1:
-            # The last one is what the token limit cut.
-            problem, named = None, named[:-1]
-        topics = named[:topics]
-        if problem is not None or not topics:
-            reason, detail = problem or ("no_topics", reply.text[:200])
+        topics, reply = await _named(settings, topics, teacher)
+        if not topics:
+            reason, detail = trouble(reply) or ("no_topics", reply.text[:200])
             yield _elicited(settings, "topics", "", "", (reply.key,), reason, detail)
             return
 
@@ -90,6 +86,24 @@ async def from_topics(settings: FromTopics, context: Context) -> AsyncIterator[E
 
     async for found in teacher.map(one, enumerate(_drawn(settings, topics, context.seed))):
         yield found
+
+
+async def _named(settings: FromTopics, count: int, teacher: Asker) -> tuple[list[str], Reply]:
+    """The topics that the teacher names, and its last reply: all else hangs on them, so too few are asked for again."""
+    best: list[str] = []
+    for sample in range(_NAMINGS):
+        reply = await teacher.ask(
+            topics_request(count, settings.who), sample=sample, temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )  # fmt: skip
+        problem, named = trouble(reply), read_topics(reply.text)
+        if problem is not None:
+            # The last one is what a token limit cut.
+            named = named[:-1] if problem[0] == "truncated" else []
+        best = max(best, named[:count], key=len)
+        if 2 * len(best) >= count or reply.error is not None:
+            break
+    return best, reply
 
 
 def _drawn(settings: FromTopics, topics: list[str], seed: int) -> Iterator[Persona]:
@@ -125,7 +139,7 @@ def _elicited(
 
 
 def plan_topics(settings: FromTopics, context: Context) -> list[Planned]:
-    """A request for the topics, one a question, and one an answer."""
+    """A request for the topics, or a few, one a question, and one an answer."""
     context.check_skill(settings.skill)
     prompt = float(count_tokens(question_request(Persona("a school child", "x", settings.who, "hard"))[0]["content"]))
     count = settings.count
@@ -135,7 +149,7 @@ def plan_topics(settings: FromTopics, context: Context) -> list[Planned]:
     ]
     if isinstance(settings.topics, int):
         named = (2.0 * settings.topics, 6.0 * settings.topics)
-        found.insert(0, Planned("topics", (1, 1), (20.0, 30.0), named))
+        found.insert(0, Planned("topics", (1, _NAMINGS), (20.0, 30.0), named))
     return found
 
 
