@@ -35,7 +35,7 @@ def test_every_combination_is_asked_as_often_as_any_other(tmp_path: Path) -> Non
         "method": "from_topics", "topics": ["cooking", "sleep"], "personas": ["a nurse", "a child"],
         "difficulties": ["easy", "hard"], "count": 16,
     }  # fmt: skip
-    found = elicited(tmp_path, entry)
+    found = elicited(tmp_path, entry, {"embedded": {"noise": 0.0}})
     tags = [one.tags for one in found]
     assert len(found) == 16 and all(tags.count(one) == 2 for one in tags)
     assert all(one.route == "curation" and len(one.source) == 2 and one.answer for one in found)
@@ -135,6 +135,22 @@ def test_self_chat_gives_one_example_a_turn_with_all_that_was_said(tmp_path: Pat
             if number:
                 said = {"role": "assistant", "content": turns[number - 1].answer}
                 assert one.messages[: len(turns[number - 1].messages) + 1] == [*turns[number - 1].messages, said]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("I'm sorry, but I can't help with that.", "refused"),
+        ("As an AI language model, I cannot play a person.", "refused"),
+        ("I cannot help my son with fractions. What can I do?", None),
+    ],
+)
+@pytest.mark.parametrize("method", ["from_topics", "self_chat"])
+def test_who_will_not_ask_is_not_answered(tmp_path: Path, method: str, said: str, reason: str | None) -> None:
+    more = {"count": 1} if method == "from_topics" else {"conversations": 1, "turns": 1}
+    with serving(app := chat_app(lambda body, count: said if count == 1 else "Gladly.")) as url:
+        (found,) = elicited(tmp_path, {"method": method, "topics": ["cats"]} | more, {"base_url": url})
+    assert (found.reason, app.state.counted["count"]) == (reason, 1 if reason else 2)
 
 
 def test_self_chat_needs_something_to_talk_about(tmp_path: Path) -> None:

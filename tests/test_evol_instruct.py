@@ -110,6 +110,7 @@ def test_eliminations_are_counted_by_round_and_rule(tmp_path: Path) -> None:
         ("#Rewritten Prompt#: Name two birds.", "Not Equal", "Owl and crow.", None),
         ("Name a bird. #Rewritten Prompt#", "Not Equal", "Owl.", "eliminated_copied_prompt"),
         ("Name two birds.", "Hard to say", "Owl and crow.", "no_judgement"),
+        ("I'm sorry, but I can't assist with that.", "Not Equal", "Then with what?", "refused"),
     ],
 )
 def test_rules_of_elimination(tmp_path: Path, evolved: str, judgement: str, answer: str, reason: str | None) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Messages, Reply
+from pocketstill_pipeline.curating.texts import refuses
 from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.question_file import select
 from pocketstill_pipeline.sections import Section
@@ -188,6 +189,15 @@ def trouble(reply: Reply, *, calls: bool = False) -> tuple[str, str] | None:
     if not reply.text.strip() and not (calls and reply.tool_calls):
         return "empty", ""
     return None
+
+
+def declined(asked: str) -> tuple[str, str] | None:
+    """(reason, detail) where what should be a question or an instruction says that none will be written; else None.
+
+    Who asks something may well say first what they cannot do.
+    """
+    said = None if "?" in asked else refuses(asked)
+    return None if said is None else ("refused", said)
 
 
 async def ask_json(

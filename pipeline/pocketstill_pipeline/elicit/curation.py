@@ -20,7 +20,7 @@ from pocketstill_pipeline.reading import read_documents
 from pocketstill_pipeline.sections import Rate
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
-from .base import Asker, Context, Planned, Settings, ask_json, trouble
+from .base import Asker, Context, Planned, Settings, ask_json, declined, trouble
 from .prompts.curation import (
     NOT_IN_TEXT,
     Persona,
@@ -78,7 +78,7 @@ async def from_topics(settings: FromTopics, context: Context) -> AsyncIterator[E
         asked = await teacher.ask(question_request(wanted), **options)  # type: ignore[arg-type]
         tags = (f"topic:{wanted.topic}", f"persona:{wanted.persona}", f"difficulty:{wanted.difficulty}")
         name, question = f"{settings.entry}-{number}", tidy(unquoted(asked.text))
-        if (problem := trouble(asked)) is not None:
+        if (problem := trouble(asked) or declined(question)) is not None:
             return _elicited(settings, name, question, "", (asked.key,), *problem, tags=tags)
         said = await teacher.ask([{"role": "user", "content": question}], **options)  # type: ignore[arg-type]
         reason, detail = trouble(said) or (None, "")

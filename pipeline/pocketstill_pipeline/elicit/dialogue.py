@@ -11,7 +11,7 @@ from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Messages
 from pocketstill_pipeline.example import Elicited
 
-from .base import Context, Planned, Settings, system_turns, trouble
+from .base import Context, Planned, Settings, declined, system_turns, trouble
 from .prompts.curation import END, user_request
 
 _USER_TOKENS, _ASSISTANT_TOKENS = (5.0, 40.0), (15.0, 200.0)
@@ -61,7 +61,7 @@ async def _converse(settings: SelfChat, context: Context, number: int, topic: st
             break
         words = asked.text.replace(END, "").strip()
         said = [*said, {"role": "user", "content": words}]
-        problem = trouble(asked) or (None if words else ("empty", "nothing is asked"))
+        problem = trouble(asked) or (declined(words) if words else ("empty", "nothing is asked"))
         reply = None
         if problem is None:
             reply = await context.teacher.ask([*system_turns(settings.system), *said], **options)  # type: ignore[arg-type]

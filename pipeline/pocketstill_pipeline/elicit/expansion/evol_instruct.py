@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from pocketstill_pipeline.asking import Reply
 from pocketstill_pipeline.curating.texts import words as words_of
-from pocketstill_pipeline.elicit.base import Asker, Context, Planned, Settings, trouble
+from pocketstill_pipeline.elicit.base import Asker, Context, Planned, Settings, declined, trouble
 from pocketstill_pipeline.elicit.prompts.evolving import (
     COPIED,
     OPERATIONS,
@@ -157,6 +157,9 @@ async def _evolve(
     evolved = Evolved(read_evolved(reply.text), operation, (reply,))
     if not evolved.text:
         return Evolved(parent, operation, (reply,), "empty")
+    told = declined(evolved.text)
+    if told is not None and declined(parent) is None:
+        return evolved.but(*told)
     copied = next((found[0] for found in COPIED.finditer(evolved.text) if found[0].lower() not in parent.lower()), None)
     if copied is not None:
         return evolved.but("eliminated_copied_prompt", copied)
