@@ -248,6 +248,7 @@ def test_files_without_enough_tasks_are_refused(
         ("shots", '"8-1"', "range"),
         ("shots", "[2, -1]", "from 0"),
         ("shots", "[]", "from 0"),
+        ("heldout_shots", "[4, -1]", "greater than or equal to 0"),
     ],
 )
 def test_a_setting_that_means_nothing_is_an_error_that_names_it(

@@ -12,7 +12,7 @@ import difflib
 import random
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,7 +51,7 @@ class InContext(Settings):
     skill: str = Field("in_context", description="the skill that the examples belong to; its source may be none")
     regime: Literal["meta", "multitask"] = Field("meta", description="test other tasks, or those trained on as well")
     shots: int | list[int] | str = Field(4, description='demonstrations k: a number, several, or a range as in "1-8"')
-    heldout_shots: list[int] = Field(
+    heldout_shots: list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=list, description="each held-out query is asked with each of these; the most of shots if empty"
     )
     demonstrations: Literal["random", "generated", "chosen"] = Field(
