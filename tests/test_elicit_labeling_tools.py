@@ -64,6 +64,38 @@ def test_a_conversation_goes_on_from_the_result_of_a_call(tmp_path: Path) -> Non
         assert called["tool_calls"][0]["id"] == result["tool_call_id"]
 
 
+@pytest.mark.parametrize("said", ['{"sky": "sunny"}', '```json\n{"sky": "sunny"}\n```', 'Here:\n{"sky": "sunny"}'])
+def test_a_result_is_the_json_that_the_teacher_wrote(tmp_path: Path, said: str) -> None:
+    from starlette.responses import JSONResponse
+
+    seen: list[str] = []
+
+    def answer(body: dict[str, Any], _: int) -> Any:
+        last = body["messages"][-1]
+        if "tools" not in body:
+            return said
+        if last["role"] == "tool":
+            seen.append(last["content"])
+            return "It is sunny."
+        calls = [{"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": '{"place": "Oslo"}'}}]
+        choice = {"index": 0, "message": {"role": "assistant", "content": None, "tool_calls": calls}}
+        return JSONResponse({"choices": [choice | {"finish_reason": "tool_calls"}]})
+
+    parameters = {"type": "object", "properties": {"place": {"type": "string"}}}
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}]))
+    rows = [{"question": "Weather?", "gold": '{"tool": "get_weather", "arguments": {"place": "Oslo"}}'}]
+    skill = {
+        "name": "weather", "kind": "json", "source": str(write_rows(tmp_path / "q.jsonl", rows)), "heldout": 0,
+    }  # fmt: skip
+    with serving(chat_app(answer)) as url:
+        entry = {"method": "tool_calls", "tools": str(tools), "samples": 1, "results": True}
+        made = samples_of(recipe_of({"base_url": url}, skills=[skill], elicit=[entry]), tmp_path / "out")["tool_calls"]
+    _, reply = made
+    assert (reply.get("reason"), reply["answer"], seen) == (None, "It is sunny.", ['{"sky": "sunny"}'])
+    assert reply["messages"][-1] == {"role": "tool", "content": '{"sky": "sunny"}'}
+
+
 def test_parallel_calls_and_broken_ones_as_they_come_over_http(tmp_path: Path) -> None:
     from starlette.responses import JSONResponse
 

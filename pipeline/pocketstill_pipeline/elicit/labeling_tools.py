@@ -108,7 +108,7 @@ async def _followed(
     if problem is None:
         turns: Messages = [_called(reply.tool_calls)]
         for made, answer in results:
-            turns.append({"role": "tool", "tool_call_id": made.id, "content": answer.text.strip()})
+            turns.append({"role": "tool", "tool_call_id": made.id, "content": _result(answer)})
         said = await context.teacher.ask(request + turns, tools=tools, **options)
         problem, source = trouble(said, calls=True), (*source, said.key)
         if problem is None and said.tool_calls:
@@ -123,7 +123,7 @@ async def _followed(
 def question_turns(call: Elicited, results: list[tuple[ToolCall, Reply]]) -> Messages:
     """The conversation as the student sees it: every turn is text, a call and a result are JSON."""
     turns = [*call.messages, {"role": "assistant", "content": call.answer or ""}]
-    return turns + [{"role": "tool", "content": answer.text.strip()} for _, answer in results]
+    return turns + [{"role": "tool", "content": _result(answer)} for _, answer in results]
 
 
 def read_tools(path: str) -> list[Tool]:
@@ -275,11 +275,12 @@ def _bad_result(reply: Reply) -> tuple[str, str] | None:
     problem = trouble(reply)
     if problem is not None:
         return problem
-    try:
-        json.loads(reply.text)
-    except (ValueError, RecursionError):
-        return "bad_result", reply.text.strip()[:200]
-    return None
+    return None if _result(reply) else ("bad_result", reply.text.strip()[:200])
+
+
+def _result(reply: Reply) -> str:
+    """The JSON that a tool returns, without the block of code or the words that a teacher puts it in; "" for none."""
+    return grading.extract(reply.text, "json") or ""
 
 
 def _asked(settings: ToolCalls, context: Context) -> Sequence[Question]:
