@@ -120,7 +120,8 @@ def test_passages_always_move_on() -> None:
     "around",
     [
         "{}", "```json\n{}\n```", "```\n{}\n```", "``` JSON\n{}```", "Here it is:\n\n```json\n{}\n```\nDone.",
-        "<think>A {{set}} of [1].</think> {}", '{{"made": {}}}',
+        "<think>A {{set}} of [1].</think> {}",
+        '<think>{{"question": "Draft?"}}</think> {}', '{{"made": {}}}',
     ],
 )  # fmt: skip
 def test_an_object_is_found_whatever_stands_around_it(tmp_path: Path, around: str) -> None:

@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _SCHEMA_RETRIES = 2
 _RETRY_SAMPLE, _RETRY_TEMPERATURE = 1000, 0.7
 # Bounded, so that a flood of brackets costs no quadratic time.
-_MOST_OBJECTS = 64
+_MOST_OBJECTS = 256
 
 
 class Settings(Section):
@@ -205,7 +205,7 @@ async def ask_json(
 ) -> tuple[Model | None, Reply]:
     """A structured answer: JSON by the schema of a pydantic model; None with the last reply when none fits.
 
-    The first object in an answer that fits is taken, whatever stands around it: not every server holds to schemas.
+    The last object in an answer that fits is taken, whatever stands around it: not every server holds to schemas.
     An answer that does not fit is asked for again, up to twice, as another sample; what was asked greedily then at a
     temperature, since the same would come back.
     """
@@ -224,13 +224,16 @@ async def ask_json(
 
 
 def _fitting(schema: type[Model], reply: Reply) -> Model | None:
-    decoder = json.JSONDecoder()
+    decoder, fitting, end = json.JSONDecoder(), None, 0
     for found in islice(re.finditer(r"\{", reply.text), _MOST_OBJECTS):
+        if found.start() < end:
+            continue
         try:
-            return schema.model_validate(decoder.raw_decode(reply.text, found.start())[0])
+            value, after = decoder.raw_decode(reply.text, found.start())
+            fitting, end = schema.model_validate(value), after
         except (ValueError, RecursionError):
             continue
-    return None
+    return fitting
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:
