@@ -137,6 +137,27 @@ def test_the_teacher_makes_demonstrations_of_the_task(tmp_path: Path) -> None:
         assert len(item.source) >= 2
 
 
+def test_no_tested_row_of_a_task_is_shown_as_a_generated_demonstration(tmp_path: Path) -> None:
+    entry: dict[str, Any] = {"demonstrations": "generated", "regime": "multitask", "heldout_seen": 20, "heldout": 0}
+    like = recipe(**entry)
+    tasks = find_tasks(like.elicit[0], like.seed).tasks  # type: ignore[arg-type]
+    tested = {task.name: {row.input for row in task.queries} for task in tasks if "target_task" in task.tags}
+
+    def answer(body: dict[str, Any], _: int) -> str:
+        if "response_format" not in body:
+            return "x"
+        inputs = [*(text for texts in tested.values() for text in texts), "a", "b", "c", "d"]
+        return json.dumps({"examples": [{"input": text, "output": "x"} for text in inputs]})
+
+    with serving(chat_app(answer)) as url:
+        made = recipe({"base_url": url}, **entry)
+        found = [item for item in elicited(made, tmp_path) if item.split == "train" and item.reason is None]
+    assert len(found) == 40 and len(tested) == 20
+    for item in found:
+        shown, _ = pairs_of(item)
+        assert not {asked for asked, _ in shown} & tested[f"{item.id.split('/')[1]}-target"]
+
+
 def test_generated_demonstrations_of_a_bad_form_are_not_used(tmp_path: Path) -> None:
     count = 0
 

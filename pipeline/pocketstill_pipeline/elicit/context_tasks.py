@@ -62,6 +62,11 @@ class Tasks:
     bad: list[BadRow] = field(default_factory=list)
 
 
+def target_of(name: str) -> str:
+    """The name of the task that tests other rows of one that is trained on."""
+    return f"{name}-target"
+
+
 def find_tasks(settings: InContext, seed: int) -> Tasks:
     """The tasks of an entry, the same for the same seed.
 
@@ -93,7 +98,7 @@ def _by_rule(settings: InContext, rng: random.Random, family: str, index: int) -
     name = f"{family}-{index:05}"
     yield Task(name, family, around, pool, asked)
     if tested:
-        yield Task(f"{name}-target", family, around, pool, tested, "heldout", (TARGET_TASK,))
+        yield Task(target_of(name), family, around, pool, tested, "heldout", (TARGET_TASK,))
 
 
 def _held_out(settings: InContext, seed: int) -> Iterator[Task]:
@@ -163,7 +168,7 @@ def _from_file(settings: InContext, seed: int) -> Tasks:
             continue
         trained.append(Task(name, name, _BARE, pool, pool[: settings.queries]))
         if settings.regime == "multitask":
-            held.append(Task(f"{name}-target", name, _BARE, pool, tested, "heldout", (TARGET_TASK,)))
+            held.append(Task(target_of(name), name, _BARE, pool, tested, "heldout", (TARGET_TASK,)))
     return Tasks([*trained, *held], bad)
 
 

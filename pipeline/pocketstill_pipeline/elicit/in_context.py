@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -24,7 +24,7 @@ from pocketstill_pipeline.sections import Rate
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings, ask_json, trouble
-from .context_tasks import Row, Task, find_tasks
+from .context_tasks import TARGET_TASK, Row, Task, find_tasks, target_of
 from .prompts.in_context import (
     Chosen,
     NewPairs,
@@ -131,8 +131,9 @@ async def in_context(settings: InContext, context: Context) -> AsyncIterator[Eli
     Demonstrations of held-out queries are always random rows of their task, so that a suite does not depend on what
     the teacher made or chose. A task's queries are asked one after the other, its generated demonstrations once.
     """
-    asked = _Asked(settings, context)
     found = find_tasks(settings, context.seed)
+    tested = {task.name: {row.input for row in task.queries} for task in found.tasks if TARGET_TASK in task.tags}
+    asked = _Asked(settings, context, tested)
     for number, bad in enumerate(found.bad):
         yield asked.unusable(number, f"{bad.where}: {bad.why}")
     async for several in context.teacher.map(asked.task, found.tasks):
@@ -143,12 +144,13 @@ async def in_context(settings: InContext, context: Context) -> AsyncIterator[Eli
 class _Asked:
     """What one run of the route asks with."""
 
-    def __init__(self, settings: InContext, context: Context) -> None:
+    def __init__(self, settings: InContext, context: Context, tested: Mapping[str, set[str]]) -> None:
         # Raises for a skill that the recipe does not have.
         context.check_skill(settings.skill)
         self.settings = settings
         self.context = context
         self.skill = context.skills[settings.skill]
+        self.tested = tested
 
     async def task(self, task: Task) -> list[Elicited]:
         """Everything that is asked of one task."""
@@ -193,6 +195,7 @@ class _Asked:
     async def _generate(self, task: Task) -> tuple[list[Row], tuple[str, ...]]:
         """New instances by the teacher of the task that a few rows describe, checked for their form."""
         described = list(task.pool[-self.settings.described_by :])
+        tested = self.tested.get(target_of(task.name), set())
         wanted = max(self.settings.shot_counts) + 2
         good: list[Row] = []
         keys: tuple[str, ...] = ()
@@ -203,7 +206,8 @@ class _Asked:
             keys += (reply.key,)
             for pair in said.examples if said is not None else ():
                 row = Row(pair.input.strip(), pair.output.strip())
-                if well_formed(row, described) and row.input not in {other.input for other in good}:
+                known = tested | {other.input for other in good}
+                if well_formed(row, described) and row.input not in known:
                     good.append(row)
             if len(good) >= wanted - 1 or reply.error is not None:
                 break
