@@ -208,7 +208,7 @@ def test_texts_cut_by_a_token_limit_are_told_from_whole_ones() -> None:
     [
         "She has 3 boxes. Each box holds 4 pens. So she has 3 x", "First add them,", "We know that the",
         "```python\nprint(1)", "Then the coin is flipped. Now it is tails up. Then Ann flips the coin once",
-        "There are 3 apples (and", "The total is",
+        "There are 3 apples (and", "The total is", "It is 2 * 3 *", "*Note* that it is 3 +", "So he has 12/",
     ],
 )  # fmt: skip
 def test_cut_texts(text: str) -> None:
@@ -220,7 +220,11 @@ def test_cut_texts(text: str) -> None:
     [
         "", "7", "Yes", "4 * 3 = 12", "3 boxes of pens. 4 in each. 3 x 4 = 12 pens", "- milk\n- bread\n- two eggs",
         "```python\nprint(1)\n```", "It is over.", 'He said "no."', "Paris", "Dear Ann,\n\nsee you soon.\n\nYours, Ben",
-        "Wird es regnen? Ja.", "答案是七。",
+        "Wird es regnen? Ja.", "答案是七。", "My pick: **Paris**", "It is written in C++", "See https://example.com/",
+        "Add the first two of them. Then add the other two. So it is **42**",
+        "Add the first two of them. Then add the other two. So it is $\\boxed{42}$",
+        "I hope that this helps. Ask me about the rest. Have a great day ahead 😊",
+        "هذه جملة أولى طويلة هنا. هذه جملة ثانية طويلة هنا. أين تعيش الآن وماذا تفعل؟",
     ],
 )  # fmt: skip
 def test_whole_texts(text: str) -> None:
@@ -277,6 +281,14 @@ def test_answers_in_another_language_are_found(question: str, answer: str) -> No
         ("Write a loop over a list.", "```python\nfor value in values:\n    print(value)\n```"),
         ("りんごはいくつ残っていますか。三つのうち二つ食べました。", "一つ残っています。"),
         ("Сколько яблок осталось у Анны, если она съела два?", "Осталось одно яблоко."),
+        (
+            "Qual é a soma das idades do pai e do filho, se a idade do pai é 40?",
+            "A idade do pai é 40 e a do filho é 10; a soma do pai e do filho a dar 50.",
+        ),
+        (
+            "Hoeveel appels had Anna in haar tas toen ze thuis kwam?",
+            "Ze had er drie in de tas, en in de kast was er een of twee.",
+        ),
         ("Solve $3x = 12$ for the number x that is asked for.", "$$x = \\frac{12}{3} = 4$$"),
     ],
 )  # fmt: skip
@@ -311,6 +323,7 @@ COIN = "A coin is heads up. Ann flips it. Is the coin still heads up?"
         ("yes_no", "Ann flips the coin, so the coin is now tails up.", "yes", COIN),
         ("yes_no", "Therefore, the answer is no.", "yes", COIN),
         ("text", 'The letters are "y", "a", "r" and "e". So, we have "yar".', "yare", ""),
+        ("text", "Marlowe or Shakespeare wrote it. So it was Marlowe.", "Shakespeare", ""),
     ],
 )
 def test_rationales_that_lead_elsewhere(kind: grading.Kind, rationale: str, answer: str, question: str) -> None:
@@ -333,6 +346,7 @@ def test_rationales_that_lead_elsewhere(kind: grading.Kind, rationale: str, answ
         ("yes_no", "Ann does not flip the coin, so the coin remains heads up.", "yes", COIN),
         ("yes_no", "Ann flips the coin, so the coin is not heads up.", "no", COIN),
         ("text", 'So the letters make "l e m a".', "lema", ""),
+        ("text", "It was written by Shakespeare. It was first played in 1609.", "Shakespeare", ""),
     ],
 )
 def test_rationales_that_lead_to_their_answer_or_may(

@@ -45,7 +45,8 @@ def leads_elsewhere(rationale: str, answer: str, kind: grading.Kind, question: s
     - choice: the last statement names one option, by letter or by text, another one, denies nothing, and either draws
       a conclusion or is preceded by nothing about the answer.
     - yes_no: the last statement says the opposite of what is asked, in a clause of its own.
-    - text: a short answer whose letters stand nowhere in the last statement.
+    - text: a short answer whose letters are not in the last statement, which either draws a conclusion or is preceded
+      by nothing that states the answer.
     """
     statements = [part for part in _STATEMENTS.split(rationale) if re.search(r"\w", part)]
     if not statements:
@@ -64,6 +65,9 @@ def leads_elsewhere(rationale: str, answer: str, kind: grading.Kind, question: s
         said = _yes_no(last, question)
         return f"it ends on {said}, the answer is {answer}" if said and said != answer.lower() else None
     if kind == "text" and len(answer.split()) <= 5 and _letters(answer) not in _letters(last):
+        stated = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
+        if not _CONCLUDES.search(last) and any(map(stated.search, statements)):
+            return None
         return f"it ends on {last[-80:]!r}, the answer is {answer!r}"
     return None
 

@@ -25,6 +25,12 @@ more much not of on one or she so than that the their them then there these they
 who will with would you
 """.split()
 )
+# Of these the ones that no other language has for a common word, as Dutch has "was in of" and Portuguese "a do as".
+_ENGLISH_ALONE = frozenset(
+    """
+and from into its many she that the their them then there these they this what when which who with would you
+""".split()
+)
 _LANGUAGES = """
 af ar az be bg bn ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja ka kk km kn ko la lo lt
 lv mk ml mn mr ms my nb ne nl nn no pa pl ps pt ro ru si sk sl sq sr sv sw ta te th tl tr uk ur uz vi xh yi zh zu zxx
@@ -53,7 +59,8 @@ _SCRIPTS = (
 _ASIAN = frozenset({"HIRAGANA", "KATAKANA", "CJK"})
 # What is no language: code, formulas, addresses, tags, JSON's own marks.
 _FOREIGN = re.compile(
-    r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]{1,200}\$|\\[a-zA-Z]+|https?://\S+|\S+@\S+|<[^<>\n]{1,80}>",
+    r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]{1,200}\$|\\[a-zA-Z]+|https?://\S+"
+    r"|(?<!\S)[^\s@]+@\S+|<[^<>\n]{1,80}>",
     re.DOTALL,
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
@@ -91,7 +98,8 @@ def language_of(text: str) -> tuple[str, float] | None:
     if letters < (_LETTERS_OF_A_SCRIPT if wide else _LETTERS):
         return None
     tokens = said.lower().split()
-    if len(tokens) >= 5 and sum(token in _ENGLISH for token in tokens) >= 0.3 * len(tokens):
+    english = sum(token in _ENGLISH for token in tokens) >= 0.3 * len(tokens)
+    if len(tokens) >= 5 and english and not _ENGLISH_ALONE.isdisjoint(tokens):
         return "en", 1.0
     code, probability = _identifier().classify(said)
     return None if code in ("zxx", "und") else (str(code), float(probability))

@@ -6,9 +6,12 @@ Each of these is a rule of thumb over the words; what they catch and miss on rea
 from __future__ import annotations
 
 import re
+from collections import Counter
 
-_ENDS = re.compile(r"[.!?。！？…‽][\"'”’)\]}*_`»]*$")
-_OPEN_END = re.compile(r"[,;:(\[{+*/×÷=<&\\]$|(?<=[\w)])\s*[-–—]$")
+_ENDS = re.compile(r"[.!?。！？…‽؟۔।॥][\"'”’)\]}*_`»]*$|[☀-➿\U0001F000-\U0001FAFF][\uFE0F\u200D]*$")
+# "C++" and "A+" are words; what stands within marks that are closed, and an address, ends there.
+_OPEN_END = re.compile(r"[,;:(\[{*×÷=<&\\]$|(?<![^\W\d_])(?<![^\W\d_]\+)[+/]$|(?<=[\w)])\s*[-–—]$")
+_CLOSED = re.compile(r"(?<![\w*`])(\*{1,3}|`)(?=\S)[^\n]*\S\1$|(?<!\$)\$[^$\n]*\\[^$\n]*[^$\n]\$$|https?://\S+$")
 # No English sentence ends in one of these, a heading or a line of an answer neither.
 _HANGING = frozenset(
     """
@@ -19,7 +22,7 @@ therefore since while until when where what how not no
 """.split()
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'”’)]*\s+|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?。！？؟۔।॥])[\"'”’)]*\s+|\n+")
 # "3 boxes x 4 = 12 apples" is whole without a full stop.
 _EQUATION = re.compile(r"=\s*[$€£]?[\d.,]*\d%?(?: [^\W\d_]+){0,4}\W*$")
 _LIST_LINE = re.compile(r"^\s*(?:[-*•#|>]|\(?[\dA-Za-z]{1,3}[.):])")
@@ -41,7 +44,7 @@ def stops_midway(text: str, answer: str = "") -> str | None:
         return None
     if text.count("```") % 2:
         return "a block of code is open"
-    if _ENDS.search(text) or text.endswith("```"):
+    if _ENDS.search(text) or text.endswith("```") or _CLOSED.search(text[-400:]):
         return None
     last_words, wanted = words(text[-200:]), words(answer)
     if wanted and last_words[-len(wanted) :] == wanted:
@@ -77,10 +80,10 @@ def loops(text: str, times: int) -> str | None:
             run = run + 1 if said[index] == said[index - period] else 0
             if run >= period * (times - 1) and run + period >= 8:
                 return " ".join(said[index - period + 1 : index + 1])[:80]
-    lines = [line.strip().lower() for line in text.splitlines() if len(words(line)) >= 3]
-    if len(lines) >= 2 * times:
-        line = max(set(lines), key=lambda one: (lines.count(one), one))
-        if lines.count(line) >= max(times, len(lines) // 2):
+    lines = Counter(line.strip().lower() for line in text.splitlines() if len(words(line)) >= 3)
+    if lines.total() >= 2 * times:
+        line, count = max(lines.items(), key=lambda pair: (pair[1], pair[0]))
+        if count >= max(times, lines.total() // 2):
             return line[:80]
     return None
 
