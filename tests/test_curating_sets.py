@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,12 @@ def test_what_changes_within_a_template_is_masked(one: str, other: str) -> None:
 )
 def test_what_makes_a_template_stays(one: str, other: str) -> None:
     assert mask(one) != mask(other)
+
+
+def test_long_runs_of_blanks_take_no_time() -> None:
+    started = time.monotonic()
+    assert mask("Ann has" + " " * 20_000 + "three. Options" + "\n" * 20_000 + "are none.").endswith("options are none")
+    assert time.monotonic() - started < 10
 
 
 def test_a_word_that_starts_a_sentence_is_no_name_by_that() -> None:

@@ -62,11 +62,14 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 # Options change within a template, and what all lists of them share would make templates alike that are not.
-_OPTIONS = re.compile(r"\s*(?:Answer Choices|Options|Choices)?\s*:?\s*\(A\)\s.*\(B\)\s.*", re.IGNORECASE | re.DOTALL)
+_OPTIONS = re.compile(
+    r"(?:(?:Answer Choices|Options|Choices)\s*(?::\s*)?)?\(A\)\s.*\(B\)\s.*", re.IGNORECASE | re.DOTALL
+)
 # He for she goes with the name that was taken out.
 _PRONOUN = re.compile(r"\b(?:he|she|his|hers|her|him|himself|herself)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|<[a-z]+>")
 _STARTS = re.compile(r"(?:^|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)[.!?:]|\n)[\s\"“(]*$")
+_LEADING = re.compile(r"\s*\Z")
 _POSSESSIVE = re.compile(r"['’]s?$")
 _FLAT = re.compile(r"<[a-z]+>|[^\W_]+")
 _RUN = re.compile(r"(<[a-z]+>)(?: \1)+")
@@ -136,7 +139,7 @@ def _next(words: list[re.Match[str]], index: int) -> str:
 
 
 def _starts_sentence(text: str, at: int) -> bool:
-    return _STARTS.search(text[max(0, at - 6) : at]) is not None or not text[:at].strip()
+    return _STARTS.search(text[max(0, at - 6) : at]) is not None or _LEADING.match(text, 0, at) is not None
 
 
 def template_groups(texts: Sequence[str], near: float = NEAR) -> list[int]:
