@@ -365,6 +365,29 @@ def test_files_are_kept_apart_too_and_from_the_recipes_own_questions() -> None:
     assert found[0][0] == "contaminated" and found[0][1].startswith("exam.jsonl, question 2: ")
 
 
+def test_what_ends_a_held_out_conversation_may_end_another() -> None:
+    opening = "Tell me about the old harbour, its boats, its bakers and the people who lived beside it."
+    long = "Which of these would you show a friend who has one rainy day in town?"
+
+    def talk(*said: str) -> list[dict[str, str]]:
+        roles = itertools.cycle(("user", "assistant"))
+        return [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+
+    def question(name: str, split: Any, *said: str) -> Question:
+        return Question(name, "talk", said[-1], "", "text", split, before=tuple(talk(*said[:-1])))
+
+    asked = [
+        question("h1", "heldout", opening, "It is old.", "And why?"),
+        question("h2", "heldout", "Hello.", "Hello!", long),
+        question("t1", "train", opening, "It is old.", "Since when?"),
+    ]
+    said = [("So?", "x", "And why?"), (opening, "It is old.", "Since when?"), (opening, "It is old.", "And  why?")]
+    said.append(("Good day.", "x", long))
+    items = [elicited(str(n), "", messages=talk(*turns)) for n, turns in enumerate(said)]
+    found = decide(lambda: iter(items), asked, {}, Curate()).decisions
+    assert [decision.reason for decision in found] == [None, None, "in_heldout", "in_heldout"]
+
+
 def test_the_cap_counts_by_group_and_by_what_an_example_carries() -> None:
     names = ["Ann", "Ben", "Cara", "Dan"]
     items = [elicited(name, f"{name} asks something of her own here.", group="one") for name in names]

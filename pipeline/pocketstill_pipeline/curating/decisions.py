@@ -19,7 +19,7 @@ from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.problems.base import normalise
 
 from . import selection
-from .contamination import Suite
+from .contamination import SHORTEST, Suite, tokens
 from .filters import CONTENT_REASONS, correct, judge, said
 from .settings import Curate
 
@@ -62,8 +62,8 @@ def decide(items: Items, questions: Sequence[Question], kept_apart: dict[str, li
     Raises:
         UserError: weights by quality are asked for, and nothing has a score.
     """
-    held = [*((q.id, q.skill, q.text) for q in questions if q.split == "heldout"), *_heldout(items())]
-    own = {normalise(question.text) for question in questions}
+    held = [*((q.id, q.skill, _whole(q)) for q in questions if q.split == "heldout"), *_heldout(items())]
+    own = {normalise(_whole(question)) for question in questions}
     found = Decided()
     suites = _suites(held, kept_apart, rules)
     if rules.decontaminate_ngram != 0:
@@ -71,7 +71,10 @@ def decide(items: Items, questions: Sequence[Question], kept_apart: dict[str, li
         for suite in suites.values():
             suite.forget_common(written)
     found.suites = {name: {"items": suite.size, "ngram": suite.ngram} for name, suite in suites.items()}
-    crowd = _Crowd(rules, {normalise(text) for _, _, text in held}, own, suites, kept_apart)
+    # What ends a conversation is met by chance where it is short ("And why?"): only a long one counts by itself.
+    ends = {q.text for q in questions if q.split == "heldout" and len(tokens(q.text)) >= SHORTEST}
+    heldout = {normalise(text) for text in (*ends, *(text for _, _, text in held))}
+    crowd = _Crowd(rules, heldout, own, suites, kept_apart)
     chosen: list[tuple[int, selection.Candidate]] = []
     for index, item in enumerate(items()):
         verdict = judge(item, rules)
@@ -92,6 +95,12 @@ def asked(item: Elicited) -> str:
     """All that a thing asks: the turns of the user, one after the other."""
     turns = [str(turn.get("content") or "") for turn in item.messages if turn.get("role") == "user"]
     return "\n".join(turns) if turns else item.question
+
+
+def _whole(question: Question) -> str:
+    """All that a question asks, as `asked` has it of what was made of it."""
+    before = [str(turn.get("content") or "") for turn in question.before if turn.get("role") == "user"]
+    return "\n".join([*before, question.text])
 
 
 def _heldout(items: Iterable[Elicited]) -> list[tuple[str, str, str]]:
