@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import complaint_of, pocketstill, result_of
@@ -14,7 +17,7 @@ from teaching import recipe_of, write_rows
 
 from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.curate import curate
-from pocketstill_pipeline.inspection import inspect_run
+from pocketstill_pipeline.inspection import inspect_run, reading
 from pocketstill_pipeline.inspection.page import write_page
 from pocketstill_pipeline.recipe import Recipe
 from pocketstill_pipeline.tables import read_parquet
@@ -94,6 +97,20 @@ def test_a_collection_that_was_cut_can_be_looked_at(run: tuple[Recipe, Path], tm
     found = inspect_run(root)
     assert not found.finished and not found.curated and not found.entries[0].done
     assert found.entries[0].samples == half.count(b"\n")
+
+
+def test_brackets_in_what_others_wrote_are_no_markup(run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    root = tmp_path / "brackets"
+    shutil.copytree(run[1] / "collect", root / "collect")
+    row = {"where": "[red]data[/x].csv, line 2", "why": "split is '[/INST]'; it must be 'train' or 'test'"}
+    (root / "collect" / "unreadable.jsonl").write_text(json.dumps(row) + "\n")
+    with closing(sqlite3.connect(root / "collect" / "ledger.sqlite")) as ledger, ledger:
+        ledger.execute("UPDATE requests SET state = 'failed', error = 'HTTP 400: no [/INST] here'")
+    done = pocketstill("inspect", root)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "unreadable [red]data[/x].csv, line 2: split is '[/INST]'" in said
+    assert "failed: HTTP 400: no [/INST] here" in said
 
 
 def test_the_command_shows_prints_and_writes(run: tuple[Recipe, Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import complaint_of, pocketstill, result_of
+from running import complaint_of, environment, pocketstill, result_of
 
 from pocketstill_pipeline.elicit.methods import METHODS
 from pocketstill_pipeline.recipe import load_recipe
@@ -41,3 +41,8 @@ def test_the_command_lists_them(tmp_path: Path) -> None:
     settings = result_of(pocketstill("methods", "from_topics"))["settings"]
     assert settings["count"]["default"] == 200
     assert "nearest: 'from_topics'" in complaint_of(pocketstill("methods", "from_topcis"))
+
+
+def test_a_setting_is_described_as_it_stands() -> None:
+    done = pocketstill("methods", "score", env=environment(COLUMNS="200"))
+    assert "the earlier [[elicit]] entry" in done.stderr

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pocketstill.errors import UserError
@@ -42,7 +43,7 @@ def list_methods(name: str | None = None) -> dict[str, Any]:
     table = Table("setting", "default", "about", title=f"{name}: {_said(name)}", title_justify="left")
     for field, row in rows.items():
         default = "required" if settings.model_fields[field].is_required() else str(row["default"])
-        table.add_row(field, default, row["about"])
+        table.add_row(field, escape(default), escape(str(row["about"])))
     Console(stderr=True).print(table)
     return {"method": name, "about": _said(name), "settings": rows}
 

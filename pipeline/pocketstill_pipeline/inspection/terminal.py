@@ -20,14 +20,14 @@ def show(found: Inspection, console: Console, *, groups: int, reason: str | None
     """Prints all; with `reason` the samples that it dropped instead of those side by side."""
     state = "curated" if found.curated else "collected" if found.finished else "under way"
     console.print(Text.assemble((found.name, "bold"), f": {state}, {found.questions:,} questions"))
-    console.print(_asked(found))
+    console.print(_asked(found), markup=False)
     console.print(_funnel(found))
     console.print(_reasons(found))
     console.print(_lengths(found))
     for skill, report in (found.leakage or {}).items():
         console.print(as_text(report, f"leakage of {skill}"), markup=False)
     for row in found.unreadable[:5]:
-        console.print(f"[red]unreadable[/] {row['where']}: {row['why']}")
+        console.print(Text.assemble(("unreadable", "red"), f" {row['where']}: {row['why']}"))
     if len(found.unreadable) > 5:
         console.print(f"... and {len(found.unreadable) - 5} more unreadable rows in collect/unreadable.jsonl")
     if reason is not None:
