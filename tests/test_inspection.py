@@ -99,6 +99,51 @@ def test_a_collection_that_was_cut_can_be_looked_at(run: tuple[Recipe, Path], tm
     assert found.entries[0].samples == half.count(b"\n")
 
 
+def test_a_line_may_be_cut_within_a_character(run: tuple[Recipe, Path], tmp_path: Path) -> None:
+    root = tmp_path / "cut"
+    shutil.copytree(run[1] / "collect", root / "collect")
+    (root / "collect" / "manifest.json").unlink()
+    samples = root / "collect" / "samples" / "zero_shot_cot.jsonl"
+    samples.rename(samples.with_suffix(".partial"))
+    with samples.with_suffix(".partial").open("ab") as file:
+        file.write('{"id": "é'.encode()[:-1])
+    assert inspect_run(root).entries[0].samples == 190
+
+
+def test_an_entry_may_end_while_it_is_looked_at(
+    run: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "meanwhile"
+    shutil.copytree(run[1] / "collect", root / "collect")
+    samples = root / "collect" / "samples" / "zero_shot_cot.jsonl"
+    partial = samples.with_suffix(".partial")
+    samples.rename(partial)
+    look = reading._entry
+
+    def ended(path: Path, *rest: Any, **more: Any) -> Any:
+        partial.rename(samples)
+        return look(path, *rest, **more)
+
+    monkeypatch.setattr(reading, "_entry", ended)
+    assert inspect_run(root).entries[0].samples == 190
+
+
+def test_the_curation_of_an_earlier_collection_says_nothing_of_this_one(
+    run: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "again"
+    shutil.copytree(run[1], root)
+    recipe = run[0].model_copy(update={"seed": 5})
+    collect(recipe, root / "collect")
+    found = inspect_run(root)
+    assert found.finished and not found.curated and found.leakage is None
+    assert set(found.fates()) == {"not curated yet"}
+    curate(recipe, root / "collect", root / "curate")
+    assert inspect_run(root).curated
+    (root / "collect" / "manifest.json").unlink()
+    assert not inspect_run(root).curated
+
+
 def test_brackets_in_what_others_wrote_are_no_markup(run: tuple[Recipe, Path], tmp_path: Path) -> None:
     root = tmp_path / "brackets"
     shutil.copytree(run[1] / "collect", root / "collect")

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pocketstill.errors import UserError
 from pocketstill.files import read_json
@@ -141,7 +141,7 @@ def inspect_run(root: Path) -> Inspection:
     collected = root / "collect"
     if not (collected / QUESTIONS).is_file():
         raise UserError(f"{root}: nothing was collected there; give the folder of a run, such as runs/pocket")
-    fates = _fates(root / "curate")
+    fates = _fates(root / "curate", collected)
     gathered = _Gathered()
     paths = sorted((collected / SAMPLES).glob("*"), key=lambda path: path.stat().st_mtime_ns)
     again = set(read_json(root / "curate" / STATS)["made_again"]) if fates is not None else set()
@@ -152,7 +152,7 @@ def inspect_run(root: Path) -> Inspection:
         entries.append(_entry(path, fates, prefix, gathered, again=path.stem in again))
     with (collected / QUESTIONS).open(encoding="utf-8") as lines:
         questions = sum(1 for _ in lines)
-    leaks = root / "curate" / _LEAKS
+    leaks = root / "curate" / _LEAKS if fates is not None else None
     return Inspection(
         folder=root,
         name=root.name,
@@ -164,13 +164,17 @@ def inspect_run(root: Path) -> Inspection:
         entries=entries,
         groups=gathered.groups(),
         drops=gathered.drops,
-        leakage=read_json(leaks) if leaks.is_file() else None,
+        leakage=read_json(leaks) if leaks and leaks.is_file() else None,
     )
 
 
-def _fates(curated: Path) -> dict[str, tuple[str, str]] | None:
-    """Why curation rejected a sample, by its id; None when nothing is curated."""
-    if read_manifest(curated) is None:
+def _fates(curated: Path, collected: Path) -> dict[str, tuple[str, str]] | None:
+    """Why curation rejected a sample, by its id; None when nothing is curated, or another collection was."""
+    made, found = read_manifest(curated), read_manifest(collected)
+    if made is None or found is None:
+        return None
+    samples = {name: digest for name, digest in found.outputs.items() if name.startswith(f"{SAMPLES}/")}
+    if any(made.inputs.get(name.removesuffix(".jsonl")) != digest for name, digest in samples.items()):
         return None
     rows = read_parquet(curated / REJECTS)
     return {row["id"]: (row["reason"], row["detail"] or "") for row in rows}
@@ -200,11 +204,19 @@ def _entry(
 
 
 def _samples(path: Path) -> Iterator[Elicited]:
-    with path.open(encoding="utf-8") as lines:
+    # As bytes: the last line of an entry under way may be there in part, and end within a character.
+    with _opened(path) as lines:
         for line in lines:
-            # The last line of an entry under way may be there in part.
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield Elicited.from_dict(json.loads(line))
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        # The entry has ended since the folder was listed.
+        return path.with_suffix(".jsonl").open("rb")
 
 
 class _Gathered:
