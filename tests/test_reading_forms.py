@@ -86,6 +86,21 @@ def test_choices_go_behind_the_question(tmp_path: Path, choices: dict[str, Any],
     assert row.gold == gold
 
 
+@pytest.mark.parametrize(
+    ("choices", "gold", "listed"),
+    [
+        (["A) wet", "B) dry"], "B) dry", "(A) wet (B) dry"),
+        (["U.S.", "E.U."], "E.U.", "(A) U.S. (B) E.U."),
+        (["C. Jones", "A. Smith"], "A. Smith", "(A) C. Jones (B) A. Smith"),
+    ],
+)
+def test_labels_are_told_from_what_only_begins_like_one(
+    tmp_path: Path, choices: list[str], gold: str, listed: str
+) -> None:
+    row = only(read(tmp_path, {"question": "Which?", "choices": choices, "answer": gold}), "question")
+    assert (row.messages[0]["content"], row.gold) == (f"Which?\nAnswer Choices: {listed}", "B")
+
+
 def test_choices_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     good = {"question": "q", "choices": ["wet", "dry"], "answer": "A"}
     data = read(tmp_path, good, good | {"answer": "E"}, good | {"choices": ["wet"]}, good | {"choices": [1, 2]})

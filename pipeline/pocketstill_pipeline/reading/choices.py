@@ -9,7 +9,7 @@ from typing import Any
 
 from .rows import RowError
 
-_LABELLED = re.compile(r"\(?[A-Z][).:]\s*")
+_LABELLED = re.compile(r"\(?([A-Z])[).:]\s*")
 
 
 def with_choices(question: str, choices: Any, gold: str | None) -> tuple[str, str | None]:
@@ -32,6 +32,8 @@ def with_choices(question: str, choices: Any, gold: str | None) -> tuple[str, st
     for place in (labels, list(letters), texts):
         if said in place:
             return question, letters[place.index(said)]
+    if (bare := _LABELLED.sub("", said, count=1)) in texts:
+        return question, letters[texts.index(bare)]
     if said.isdecimal() and int(said) < len(texts):
         return question, letters[int(said)]
     raise RowError(f"the right answer {gold[:40]!r} is none of the choices")
@@ -45,7 +47,9 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
         labels, value = list(value), list(value.values())
     if not isinstance(value, list) or not 2 <= len(value) <= 26 or not all(isinstance(text, str) for text in value):
         raise RowError("the choices are not a list of 2 to 26 texts")
-    if all(_LABELLED.match(text) for text in value):
+    found = [match[1] for text in value if (match := _LABELLED.match(text))]
+    # "U.S." and "E.U." begin as labels do, but not with A and B.
+    if found == list(string.ascii_uppercase[: len(value)]):
         value = [_LABELLED.sub("", text, count=1) for text in value]
     if not isinstance(labels, list) or len(labels) not in (0, len(value)):
         raise RowError("the choices have labels that do not go with them")
