@@ -45,6 +45,12 @@ def test_a_folder_of_documents_of_all_kinds(tmp_path: Path) -> None:
     ]
 
 
+def test_a_first_row_without_text_is_blank_and_no_other_table(tmp_path: Path) -> None:
+    table = pyarrow.table({"title": ["a", "b"], "text": [None, "Two."]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_documents(str(tmp_path / "a.parquet")) == [Document("a.parquet, b", "Two.")]
+
+
 def test_a_page_is_its_words(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(PAGE)
     (document,) = read_documents(str(tmp_path / "a.html"))

@@ -99,6 +99,8 @@ def _rows(source: str, name: str) -> Iterator[Document]:
             continue
         if column is None:
             column = next((key for key in _COLUMNS if isinstance(row.get(key), str)), None)
+            if column is None and any(key in row and row[key] is None for key in _COLUMNS):
+                continue
             if column is None:
                 names = ", ".join(list(row)[:12])
                 raise UserError(f"{record.where}: no column of texts ({names}); call it 'text'")
