@@ -177,6 +177,13 @@ def test_saved_folders(tmp_path: Path) -> None:
     assert [document.text for document in read_documents_of(tmp_path, table)] == ["a", "b"]
 
 
+def test_splits_with_longer_names_are_told_by_their_words(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict({"question": ["a", "b"], "answer": ["1", "2"]})
+    names = ("train_sft", "auxiliary_train", "test_sft", "dev_r1", "held_out")
+    datasets.DatasetDict(dict.fromkeys(names, table)).save_to_disk(tmp_path / "set")
+    assert describe(read_data(str(tmp_path / "set")))["splits"] == {"train": 4, "heldout": 6}
+
+
 def read_documents_of(folder: Path, table: Any) -> Any:
     table.rename_column("question", "text").save_to_disk(folder / "texts")
     return read_documents(str(folder / "texts"))

@@ -10,7 +10,7 @@ from typing import Any
 from pocketstill.errors import UserError
 
 from .files import batch_records
-from .rows import Record, split_named
+from .rows import Record, split_within
 
 PREFIX = "hf:"
 _NAME = re.compile(r"(?P<name>[^@:\s]+)(?:@(?P<config>[^:\s]+))?(?::(?P<split>\S+))?")
@@ -95,7 +95,7 @@ def _rows(part: Any, shown: str, split: str) -> Iterator[Record]:
                     if isinstance(value, int):
                         # -1 stands for no label.
                         row[column] = known[value] if 0 <= value < len(known) else None
-            yield Record(record.where, row, record.why, split_named(split))
+            yield Record(record.where, row, record.why, split_within(split))
         number += table.num_rows
 
 

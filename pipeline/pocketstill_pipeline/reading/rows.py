@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,13 @@ def split_named(name: str) -> Split | None:
     """The side that a name of a split stands for; None for a name that is none."""
     low = name.strip().lower()
     return "train" if low in _TRAIN else "heldout" if low in _HELDOUT else None
+
+
+def split_within(name: str) -> Split | None:
+    """The side that a word of a longer name stands for: `my_test.csv`, `train_sft`; None for none, or both."""
+    words = [name, *re.split(r"[^a-z]+", name.lower())]
+    sides = {side for word in words if (side := split_named(word)) is not None}
+    return sides.pop() if len(sides) == 1 else None
 
 
 def plain(value: Any, depth: int = 0) -> Any:

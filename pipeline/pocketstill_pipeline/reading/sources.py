@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pocketstill_pipeline.example import Split
 
 from .files import KINDS, kind_of, read_file
 from .hub import PREFIX, is_saved, read_hub, read_saved
-from .rows import Record, split_named
+from .rows import Record, split_within
 
 # What lies beside data and is none.
 _BESIDE = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "manifest.json", "stats.json")
@@ -56,6 +55,4 @@ def split_of_file(name: Path) -> Split | None:
 
     None where it says nothing, or both.
     """
-    words = re.split(r"[^a-z]+", name.as_posix().lower())
-    sides = {side for word in words if (side := split_named(word)) is not None}
-    return sides.pop() if len(sides) == 1 else None
+    return split_within(name.as_posix())
