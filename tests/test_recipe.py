@@ -58,6 +58,10 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, text: str, said: str
     assert "recipe.toml" in str(caught.value)
 
 
+def test_a_byte_order_mark_does_not_hurt(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff" + GOOD).name == "r"
+
+
 def test_missing_recipe_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_recipe(tmp_path / "none.toml")

@@ -246,7 +246,7 @@ def load_recipe(path: Path, data: Path | None = None) -> Recipe:
             right one.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"recipe {path}: cannot be read ({error.strerror}); give the path of a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
