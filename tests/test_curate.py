@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from teaching import recipe_of, recorded, write_rows
+from teaching import chat_app, recipe_of, recorded, serving, write_rows
 
 from pocketstill.errors import UserError
 from pocketstill.files import sha256_file
@@ -257,6 +257,19 @@ def test_tables_are_read_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_tidy_folds_white_space_only(text: str, expected: str) -> None:
     assert tidy(text) == expected
     assert tidy(expected) == expected
+
+
+def test_a_free_reply_keeps_its_indentation_and_paragraphs(tmp_path: Path) -> None:
+    code = "Like this:\n\n```python\ndef f(x):\n    return x\n```\n\n- one\n  - two"
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Write f.", "completion": f"\n{code} \n"}])
+    questions = write_rows(tmp_path / "q.jsonl", [{"question": "Write f, please."}])
+    skills = [{"name": "free", "kind": "text", "graded": False, "source": str(questions)}]
+    entries = [{"method": "traces", "skill": "free", "data": str(data)}, {"method": "direct"}]
+    with serving(chat_app(lambda *_: code)) as url:
+        recipe = recipe_of({"base_url": url, "samples": 1}, skills, elicit=entries)
+        collect(recipe, tmp_path / "collect")
+    curate(recipe, tmp_path / "collect", tmp_path / "curate")
+    assert [one["answer"] for one in read_parquet(tmp_path / "curate" / "train.parquet")] == [code, code]
 
 
 def test_near_duplicates_agree_with_brute_force() -> None:

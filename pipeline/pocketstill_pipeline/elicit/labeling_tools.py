@@ -20,7 +20,7 @@ from pocketstill_pipeline.teacher.protocol import count_tokens
 
 from .base import Context, Planned, Settings, system_turns, trouble
 from .prompts.labeling import result_request
-from .sampling import options_of, question_messages, tidy, unanswered, units
+from .sampling import options_of, question_messages, unanswered, units, untouched
 
 _CALL_TOKENS, _RESULT_TOKENS, _REPLY_TOKENS = (12.0, 40.0), (10.0, 60.0), (8.0, 60.0)
 _LONGEST_EXCHANGE = 100.0
@@ -114,7 +114,7 @@ async def _followed(
         if problem is None and said.tool_calls:
             problem = "no_answer", f"it calls again: {_raw(said.tool_calls)[:200]}"
     shown = question_turns(call, results)
-    text = tidy(said.text) if said is not None else ""
+    text = untouched(said.text) if said is not None else ""
     made_of = replace(call, id=f"{call.id}/reply", messages=shown, answer=text or None, completion=text, kind="text")
     reason, detail = problem or (None, "")
     return replace(made_of, gold=None, source=source, reason=reason, detail=detail, group=call.question)

@@ -54,6 +54,11 @@ def tidy(rationale: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", rationale)).strip()
 
 
+def untouched(reply: str) -> str:
+    """A free reply with its indentation and empty lines, which code and lists need; no white space around it."""
+    return "\n".join(line.rstrip() for line in reply.split("\n")).strip()
+
+
 def unanswered(question: Question, sample: int, method: str, *, graded: bool) -> Elicited:
     """One sample of a question before anything is said to it."""
     return Elicited(
@@ -132,7 +137,7 @@ def read_sample(question: Question, sample: int, replies: tuple[Reply, ...], *, 
 def read_reply(question: Question, sample: int, reply: Reply, *, graded: bool, method: str = "direct") -> Elicited:
     """What one reply answers: where the skill is graded rationale and answer, else all of it."""
     reason, detail = trouble(reply) or (None, "")
-    rationale, answer = "", tidy(reply.text) or None
+    rationale, answer = "", untouched(reply.text) or None
     if graded:
         rationale, answer = reasons_and_answer(reply.text, question.kind)
     if reason is None and answer is None:

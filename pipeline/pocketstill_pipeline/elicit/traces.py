@@ -12,7 +12,7 @@ from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.reading import DataRow, iter_data
 
 from .base import Context, Planned, Settings
-from .sampling import reasons_and_answer, tidy
+from .sampling import reasons_and_answer, tidy, untouched
 
 
 class Traces(Settings):
@@ -50,7 +50,7 @@ async def traces(settings: Traces, context: Context) -> AsyncIterator[Elicited]:
 
 def _elicited(settings: Traces, name: str, row: DataRow, *, graded: bool, kind: grading.Kind) -> Elicited:
     said = row.completion or ""
-    rationale, answer = row.rationale or "", tidy(said) or None
+    rationale, answer = row.rationale or "", untouched(said) or None
     if graded:
         # Where the reasons stand apart, all of the completion is the answer.
         rationale, answer = (rationale, grading.extract(said, kind)) if rationale else reasons_and_answer(said, kind)

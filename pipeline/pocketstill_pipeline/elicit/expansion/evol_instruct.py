@@ -27,7 +27,7 @@ from pocketstill_pipeline.elicit.prompts.evolving import (
     read_compare,
     read_evolved,
 )
-from pocketstill_pipeline.elicit.sampling import tidy
+from pocketstill_pipeline.elicit.sampling import untouched
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.teacher.protocol import count_tokens
 
@@ -205,7 +205,7 @@ def _elicited(settings: EvolInstruct, start: Start, number: int, evolved: Evolve
         route="expansion",
         method="evol_instruct",
         messages=[{"role": "user", "content": evolved.text}],
-        answer=tidy(last.text) or None if answered and last.error is None else None,
+        answer=untouched(last.text) or None if answered and last.error is None else None,
         completion=last.text,
         kind="text",
         source=tuple(reply.key for reply in evolved.replies),
