@@ -61,6 +61,28 @@ def test_samples_of_one_question_stand_side_by_side_with_their_fates(run: tuple[
     assert len({shown.fate for shown in groups[0].samples}) > 1
 
 
+def test_conversations_that_end_alike_are_apart_and_long_texts_are_cut(tmp_path: Path) -> None:
+    def talk(opening: str) -> dict[str, Any]:
+        said = [("user", opening), ("assistant", "Yes."), ("user", "And why?"), ("assistant", f"{opening} Of course.")]
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    long = {"question": "How many?", "rationale": "It is long. " * 500, "completion": "many", "gold": "7"}
+    data = {
+        "free": write_rows(tmp_path / "talks.jsonl", [talk("One."), talk("Two.")]),
+        "sums": write_rows(tmp_path / "sums.jsonl", [long]),
+    }
+    skills = [
+        {"name": "free", "kind": "text", "graded": False, "source": "none"},
+        {"name": "sums", "kind": "number", "source": "none"},
+    ]
+    entries = [{"name": name, "method": "traces", "skill": name, "data": str(path)} for name, path in data.items()]
+    collect(recipe_of(None, skills, elicit=entries), tmp_path / "run" / "collect")
+    found = inspect_run(tmp_path / "run")
+    assert [len(group.samples) for group in found.groups if group.entry == "free"] == [1, 1]
+    text = write_page(found, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert 100 < text.count("It is long.") < 160
+
+
 class _Links(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

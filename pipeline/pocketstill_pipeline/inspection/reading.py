@@ -15,6 +15,7 @@ from pocketstill.files import read_json
 from pocketstill.manifest import read_manifest
 from pocketstill_pipeline.collect import LEDGER, QUESTIONS, UNREADABLE
 from pocketstill_pipeline.curate import REJECTS, STATS
+from pocketstill_pipeline.curating.decisions import asked
 from pocketstill_pipeline.entries import SAMPLES
 from pocketstill_pipeline.example import Elicited
 from pocketstill_pipeline.ledger import Ledger, Row
@@ -233,7 +234,7 @@ class _Gathered:
             drops = self.drops.setdefault(fate, [])
             if len(drops) < _DROPS:
                 drops.append(shown)
-        key = (entry, item.group or item.question)
+        key = (entry, item.group or asked(item))
         group = self._groups.get(key)
         if group is None:
             # Questions are looked at as they come, the first ones of each entry.
