@@ -461,6 +461,15 @@ def test_statistics_count_both_right_and_wrong_and_leave_the_student_out() -> No
     assert json.loads(json.dumps(stats)) == stats
 
 
+def test_what_is_not_graded_is_no_mistake() -> None:
+    items = [elicited("a", "one"), elicited("b", "two", answer="Else.")]
+    found = decide(lambda: iter(items), [], {}, Curate())
+    counted = Statistics()
+    for item, decision in zip(items, found.decisions, strict=True):
+        counted.add(item, decision)
+    assert counted.result()["mistakes"] == {"overall": 0.0}
+
+
 def test_reasons_have_one_order() -> None:
     assert len(set(REASONS)) == len(REASONS)
     assert (

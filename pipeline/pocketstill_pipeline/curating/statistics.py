@@ -49,13 +49,13 @@ class Statistics:
             self._lengths["reply_words"].append(len(words(said(item))))
 
     def result(self) -> dict[str, Any]:
-        """JSON-ready. Shares are 0 to 1, lengths in words; `mistakes` is 1 - accuracy of training samples."""
+        """JSON-ready. Shares are 0 to 1, lengths in words; `mistakes` is 1 - accuracy of graded samples."""
         teacher = {split: self._accuracies(split) for split in _SPLITS}
-        mistakes = {name: 1 - entry["accuracy"] for name, entry in teacher["train"]["by_skill"].items()}
+        graded = teacher["train"]["by_skill"] | {"overall": teacher["train"]["overall"]}
         methods = dict.fromkeys(method for method, _ in self._by_method)
         return {
             "teacher": teacher,
-            "mistakes": mistakes | {"overall": 1 - teacher["train"]["overall"]["accuracy"]},
+            "mistakes": {name: 1 - entry["accuracy"] if entry["n"] else 0.0 for name, entry in graded.items()},
             "accuracy_by_method": {m: _accuracy(self._by_method[m, True], self._by_method[m, False]) for m in methods},
             "kept": {split: _sums(self._kept, split, 1) for split in _SPLITS},
             "kept_by_route": dict(sorted(_sums(self._kept, "train", 2).items())),
