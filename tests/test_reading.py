@@ -144,6 +144,13 @@ def test_a_broken_csv_record_costs_its_own_line_only(tmp_path: Path) -> None:
     assert (len(data.rows), [row.why for row in data.bad]) == (4, ["not CSV (a quote that never closes)"])
 
 
+def test_a_spreadsheet_may_end_in_empty_rows_and_have_delimiters_in_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"question, in full, please";answer\r\nq1;1\r\n' + ";\r\n" * 300 + "q2;2\r\n;;;\r\n")
+    data = read_data(str(path), columns={"question": "question, in full, please"})
+    assert [(asked(row), row.gold) for row in data.rows] == [("q1", "1"), ("q2", "2")] and not data.bad
+
+
 def test_csv_of_another_encoding_is_listed_by_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("question,gold\nWie groß?,1\n".encode("latin-1") + b"q,2\n")

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -272,7 +273,8 @@ def _read_csv(file: BinaryIO, shown: str, name: str) -> Iterator[Record]:
             reader = None
             yield Record(where, None, f"not CSV ({_csv_reason(str(error))})")
             continue
-        if not cells or (len(cells) == 1 and not cells[0].strip()):
+        # Spreadsheets end in rows of delimiters alone.
+        if not any(map(str.strip, cells)):
             continue
         if header is None:
             header = _header(cells, where)
@@ -290,7 +292,7 @@ def _delimiter_of(lines: _Lines) -> str | None:
         return None
     lines.go_back(0)
     lines.start()
-    return max((",", ";", "\t", "|"), key=first.count)
+    return max((",", ";", "\t", "|"), key=re.sub('"[^"]*"', "", first).count)
 
 
 def _csv_reason(said: str) -> str:
