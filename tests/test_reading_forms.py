@@ -51,6 +51,15 @@ def test_alpaca(tmp_path: Path) -> None:
     assert [row.why for row in data.bad] == ["the field 'output' is empty"]
 
 
+@pytest.mark.parametrize("name", ["response", "answer"])
+def test_an_input_goes_below_its_instruction_whatever_the_output_is_called(tmp_path: Path, name: str) -> None:
+    data = read(tmp_path, {"instruction": "Add.", "input": "1, 2", name: "3"}, {"instruction": "Go.", name: "So."})
+    assert [row.messages[0]["content"] for row in data.rows] == ["Add.\n\n1, 2", "Go."]
+    assert not data.bad and not data.rows[0].extra
+    other = read(tmp_path, {"instruction": "Add.", "input": "x", "out": "3"}, columns={"gold": "input"})
+    assert (other.rows[0].messages[0]["content"], other.rows[0].gold) == ("Add.", "x")
+
+
 def test_prompt_and_completion(tmp_path: Path) -> None:
     row = only(read(tmp_path, {"prompt": "p", "completion": "c", "score": 3}), "completion")
     assert (row.messages, row.completion, row.extra) == ([{"role": "user", "content": "p"}], "c", {"score": 3})

@@ -68,7 +68,11 @@ def _plain_row(record: Record, layout: Layout) -> list[DataRow]:
     if isinstance(prompt, list) or chat.is_turns(chat.loaded(prompt)):
         messages = chat.turns(prompt, layout.columns["question"])
     else:
-        messages = [{"role": "user", "content": fields.text("question") or ""}]
+        asked = fields.text("question") or ""
+        # Alpaca's input belongs to its instruction, whatever its output is called.
+        has_input = layout.columns["question"] == "instruction" and "input" not in layout.columns.values()
+        given = fields.text("input") if has_input else None
+        messages = [{"role": "user", "content": f"{asked}\n\n{given}" if given else asked}]
     completion = fields.take("completion")
     turn = None
     if isinstance(completion, list) or chat.is_turns(chat.loaded(completion)):
