@@ -124,6 +124,17 @@ def test_sharegpt_keeps_its_turns(tmp_path: Path) -> None:
     assert (row.messages[-1]["content"], row.completion) == ("c", "d")
 
 
+def test_a_system_message_may_be_empty(tmp_path: Path) -> None:
+    said = [("system", ""), ("human", "a"), ("gpt", "b")]
+    data = read(
+        tmp_path,
+        {"conversations": [{"from": f, "value": v} for f, v in said]},
+        {"conversations": [{"from": "system", "value": ""}]},
+    )
+    assert [row.messages for row in data.rows] == [[{"role": "user", "content": "a"}]]
+    assert [row.why for row in data.bad] == ["the field 'conversations' is empty"]
+
+
 def test_sharegpt_with_tools(tmp_path: Path) -> None:
     called = json.dumps({"name": "weather", "arguments": {"city": "Oslo"}})
     said = [("human", "a"), ("function_call", called), ("observation", "rain"), ("gpt", "It rains.")]

@@ -78,6 +78,8 @@ def _turn(item: Any, where: str, before: Messages) -> dict[str, Any] | None:
     if role == "call":
         return _as_call(inner, content, where, len(before))
     text = _text(content, where)
+    if role == "system" and not text.strip():
+        return None
     turn: dict[str, Any] = {"role": role, "content": text}
     if role == "assistant":
         if calls := _calls(inner, where, len(before)):
