@@ -15,6 +15,7 @@ import pytest
 from running import complaint_of, pocketstill, result_of
 from teaching import recipe_of, write_rows
 
+from pocketstill.errors import UserError
 from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.curate import curate
 from pocketstill_pipeline.inspection import inspect_run, reading
@@ -187,6 +188,26 @@ def test_the_command_shows_prints_and_writes(run: tuple[Recipe, Path], tmp_path:
     assert "what was dropped, and why" in done.stderr and "wrong" in done.stderr
     dropped = pocketstill("inspect", run[1], "--out", tmp_path / "page.html", "--reason", "wrong")
     assert "instead of" in dropped.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("curate/stats.json", "{}"), ("curate/rejected.parquet", "no"), ("curate/rejected.parquet", None),
+        ("collect/samples/zero_shot_cot.jsonl", "{]\n"), ("collect/samples/zero_shot_cot.jsonl", '{"id": "x"}\n'),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_broken_is_one_line(
+    run: tuple[Recipe, Path], tmp_path: Path, name: str, text: str | None
+) -> None:
+    root = tmp_path / "broken"
+    shutil.copytree(run[1], root)
+    (root / name).unlink()
+    if text is not None:
+        (root / name).write_text(text)
+    with pytest.raises(UserError, match="a file of it is missing or broken") as caught:
+        inspect_run(root)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_there_is_one_line(run: tuple[Recipe, Path], tmp_path: Path) -> None:

@@ -142,6 +142,14 @@ def inspect_run(root: Path) -> Inspection:
     collected = root / "collect"
     if not (collected / QUESTIONS).is_file():
         raise UserError(f"{root}: nothing was collected there; give the folder of a run, such as runs/pocket")
+    try:
+        return _looked_at(root, collected)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{root}: a file of it is missing or broken ({said}); run its recipe again") from None
+
+
+def _looked_at(root: Path, collected: Path) -> Inspection:
     fates = _fates(root / "curate", collected)
     gathered = _Gathered()
     paths = sorted((collected / SAMPLES).glob("*"), key=lambda path: path.stat().st_mtime_ns)
