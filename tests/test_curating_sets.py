@@ -434,6 +434,9 @@ def test_selection_and_weights_by_the_teachers_scores() -> None:
     assert [decision.reason for decision in found] == ["not_selected", "not_selected", None, None, None]
     assert [decision.score for decision in found] == [2.0, 4.0, 6.0, 8.0, 10.0]
     assert [decision.weight for decision in found[2:]] == [0.75, 1.0, 1.25]
+    weighed = decide(lambda: iter(items), asked, {}, Curate(weights="evol"))
+    assert weighed.score_basis == "teacher" and [round(d.weight, 3) for d in weighed.decisions][-1] == 1.667
+    assert decide(lambda: iter([elicited("a", "b")]), asked, {}, Curate(weights="evol")).score_basis == "lengths"
     with pytest.raises(UserError, match="no example has a quality score"):
         decide(lambda: iter([elicited("a", "b")]), asked, {}, Curate(weights="quality"))
 

@@ -204,6 +204,8 @@ def _select(found: Decided, chosen: list[tuple[int, selection.Candidate]], rules
             )
         candidates = [candidate for candidate in candidates if candidate.name not in selected.left]
     if rules.weights != "none" and candidates:
+        if rules.weights == "evol":
+            found.score_basis = found.score_basis or selection.evol_scores(candidates).basis
         for name, weight in _weights(candidates, rules).items():
             found.decisions[int(name)] = replace(found.decisions[int(name)], weight=weight)
 
