@@ -210,6 +210,15 @@ def test_short_items_count_as_a_whole() -> None:
     assert hit is not None and hit.item == "ten"
 
 
+def test_overlap_is_found_where_words_have_no_blanks_between_them() -> None:
+    asked = "小明有三个苹果，他又买了五个苹果，现在他一共有多少个苹果？"
+    suite = Suite([("held", asked)], similarity=1.0)
+    assert suite.ngram == 13 and suite.find(f"请一步一步地回答：{asked}谢谢。") is not None
+    assert suite.find("小红有七支铅笔，她送给弟弟两支，还剩下几支铅笔？") is None
+    near = NearDuplicates(0.7)
+    assert near.add("one", asked) is None and near.add("two", asked.replace("现在", "")) == "one"
+
+
 def test_common_phrases_do_not_count() -> None:
     suite = Suite([("fox", SUITE)])
     assert suite.forget_common([f"{n} {SUITE}" for n in range(10)]) == 0

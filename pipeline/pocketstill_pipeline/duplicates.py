@@ -11,7 +11,14 @@ from datasketch import MinHash, MinHashLSH
 _PERMUTATIONS = 64
 # Most that two texts at the threshold itself may miss each other; those more alike miss less.
 _MISS = 1e-3
-_WORD = re.compile(r"\w+")
+# Chinese and Japanese have no blanks between words: there each character counts as one.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+def tokens(text: str) -> tuple[str, ...]:
+    """The words of a text in lower case, without punctuation."""
+    return tuple(_WORD.findall(text.lower()))
 
 
 def shingles(text: str) -> frozenset[int]:
@@ -21,7 +28,7 @@ def shingles(text: str) -> frozenset[int]:
     stands. In texts of up to about a hundred words, two that differ in one name or number fall below a
     similarity of 0.95.
     """
-    words = _WORD.findall(text.lower())
+    words = tokens(text)
     if len(words) < 3:
         return frozenset({zlib.crc32(" ".join(words).encode())})
     return frozenset(zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2))

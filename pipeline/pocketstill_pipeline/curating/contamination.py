@@ -10,16 +10,14 @@ other runs.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pocketstill_pipeline.duplicates import NearDuplicates
+from pocketstill_pipeline.duplicates import NearDuplicates, tokens
 
 # Brown et al. 2020, appendix C: bounds of N, and in how many training texts a run of words is a common phrase.
 SHORTEST, LONGEST, COMMON = 8, 13, 10
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,6 @@ class Hit:
     item: str
     how: str
     similarity: float
-
-
-def tokens(text: str) -> tuple[str, ...]:
-    """The words of a text in lower case, without punctuation."""
-    return tuple(_WORD.findall(text.lower()))
 
 
 def gram_length(texts: Iterable[str]) -> int:

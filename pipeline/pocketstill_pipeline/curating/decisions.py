@@ -14,12 +14,12 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pocketstill.errors import UserError
-from pocketstill_pipeline.duplicates import NearDuplicates
+from pocketstill_pipeline.duplicates import NearDuplicates, tokens
 from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.problems.base import normalise
 
 from . import selection
-from .contamination import SHORTEST, Suite, tokens
+from .contamination import SHORTEST, Suite
 from .filters import CONTENT_REASONS, correct, judge, said
 from .settings import Curate
 
