@@ -219,6 +219,13 @@ def test_overlap_is_found_where_words_have_no_blanks_between_them() -> None:
     assert near.add("one", asked) is None and near.add("two", asked.replace("现在", "")) == "one"
 
 
+def test_texts_without_words_are_not_all_one() -> None:
+    suite = Suite([("held", "🍎🍏")])
+    assert suite.find("🚗🚙") is None and suite.find("🍎🍏 ") is not None
+    near = NearDuplicates(0.95)
+    assert [near.add(str(n), text) for n, text in enumerate(("🍎", "🚗", "🍎"))] == [None, None, "0"]
+
+
 def test_common_phrases_do_not_count() -> None:
     suite = Suite([("fox", SUITE)])
     assert suite.forget_common([f"{n} {SUITE}" for n in range(10)]) == 0

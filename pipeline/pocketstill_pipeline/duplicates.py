@@ -30,7 +30,7 @@ def shingles(text: str) -> frozenset[int]:
     """
     words = tokens(text)
     if len(words) < 3:
-        return frozenset({zlib.crc32(" ".join(words).encode())})
+        return frozenset({zlib.crc32((" ".join(words) or text.strip()).encode())})
     return frozenset(zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2))
 
 

@@ -59,6 +59,8 @@ class Suite:
             self._near.remember(name, text)
             said = tokens(text)
             # Shorter items ("7 + 5 = ?") are met by chance: they count only where they are all that is asked.
+            if not said:
+                continue
             if self.ngram and len(said) < min(SHORTEST, self.ngram):
                 self._short.setdefault(said, []).append(name)
             elif self.ngram:
