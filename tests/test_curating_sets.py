@@ -365,11 +365,20 @@ def test_what_a_model_wrote_is_kept_apart_from_the_suite() -> None:
             "Go on.",
             demonstrations=[{"role": "user", "content": SUITE}, {"role": "assistant", "content": "x"}],
         ),
+        elicited(
+            "earlier",
+            "",
+            messages=[
+                {"role": "user", "content": "Ask me something."},
+                {"role": "assistant", "content": SUITE},
+                {"role": "user", "content": "I do not know."},
+            ],
+        ),
         elicited("other", "Something else that nobody has asked before."),
         elicited("heldout", SUITE, split="heldout"),
     ]
     assert [reason for reason, _ in decided(items)] == [
-        "in_heldout", "contaminated", None, "contaminated", "in_heldout", None, None,
+        "in_heldout", "contaminated", None, "contaminated", "in_heldout", "contaminated", None, None,
     ]  # fmt: skip
     assert decided(items)[1][1].startswith("held: ")
     assert decided(items, Curate(decontaminate_scope="all"))[2][0] == "contaminated"

@@ -166,7 +166,8 @@ class _Crowd:
             return "in_heldout", "a demonstration is held out"
         # The recipe's own questions were split knowingly; how near the two parts are, the leakage report says.
         own = self._rules.decontaminate_scope == "written" and normalise(text) in self._own
-        rest = "\n".join([*demonstrations, said(item)])
+        replies = [str(turn.get("content") or "") for turn in item.messages if turn.get("role") == "assistant"]
+        rest = "\n".join([*demonstrations, *replies, said(item)])
         for name, suite in self._suites.items():
             if own and name not in self._files:
                 continue
