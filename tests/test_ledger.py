@@ -166,6 +166,44 @@ def test_large_response_is_stored_compressed_and_read_as_it_was(tmp_path: Path, 
         assert isinstance(stored, bytes) and len(stored) < len(body) / 10
 
 
+@pytest.mark.parametrize(
+    "response",
+    [
+        json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": ["x"] * 900}]}}]})[:-9],
+        json.dumps({"error": {"top_logprobs": "is not served here " * 200}}),
+        json.dumps({"choices": 3, "top_logprobs": "x" * 3000}),
+        "<script>" + 'let table = {"columns": 2, "rows": 3}\n' * 100,
+        json.dumps({"columns": "x" * 3000}),
+        json.dumps({"choices": [{"logprobs": ["top_logprobs"] * 300, "columns": 1}]}),
+    ],
+)
+def test_response_that_is_no_completion_is_kept_as_it_came(tmp_path: Path, response: str) -> None:
+    """An answer that was cut, an error that names what was asked, a page of the web: all are reasons of a failure."""
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        failed = Row("k", "failed", "{}", response, error="the teacher's answer is not JSON")
+        asyncio.run(asyncio.wait_for(ledger.finish(failed), 20))
+        row = ledger.get("k")
+    # White space between the parts of JSON is none of it.
+    assert row is not None and "".join((row.response or "").split()) == "".join(response.split())
+
+
+@pytest.mark.parametrize("more", [{}, {"said": "x" * 3000}, {"top_logprobs": "é" * 3000}])
+def test_halves_of_characters_are_kept_as_json_spells_them(tmp_path: Path, more: dict[str, str]) -> None:
+    body = {"choices": [{"message": {"content": "\ud83d half, \U0001f642 whole \ude42"}}]} | more
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        said = Row("k", "done", "{}", json.dumps(body, ensure_ascii=False), error="no \ud83d")
+        asyncio.run(asyncio.wait_for(ledger.finish(said), 20))
+        row = ledger.get("k")
+    assert row is not None and json.loads(row.response or "") == body and row.error == "no \\ud83d"
+
+
+def test_whatever_stops_the_writer_is_told_to_those_who_wait(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        for tokens in (1 << 70, 1):
+            with pytest.raises(OverflowError):
+                asyncio.run(asyncio.wait_for(ledger.finish(Row("k", "done", "{}", RESPONSE, tokens)), 20))
+
+
 def test_damaged_response_is_a_user_error(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.sqlite") as ledger:
         asyncio.run(ledger.finish(done("k")))

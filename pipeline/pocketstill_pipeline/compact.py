@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from itertools import accumulate
 from typing import Any
@@ -13,6 +14,7 @@ _SMALL_BYTES = 2048
 _DECIMALS = 4
 _SCALE = 10**_DECIMALS
 _MARKS = "|~^`\t"
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def slim(body: Any) -> bool:
@@ -30,17 +32,22 @@ def slim(body: Any) -> bool:
     return found
 
 
+def spelled(text: str) -> str:
+    """JSON text with halves of characters spelled as escapes: as they are, no file in UTF-8 can hold them."""
+    return text if text.isascii() else _HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
 def packed(response: str) -> str | bytes:
     """The response as it is stored: itself where it is small, else compressed."""
     if len(response) < _SMALL_BYTES:
         return response
-    if '"top_logprobs"' in response:
-        body = json.loads(response)
-        for choice in body["choices"]:
+    body = _read(response) if '"top_logprobs"' in response else None
+    if body is not None:
+        for choice in _choices(body):
             logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
             if isinstance(logprobs, dict) and (columns := _columns(logprobs.get("content"))) is not None:
                 choice["logprobs"] = logprobs | {"content": None, "columns": columns}
-        response = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        response = spelled(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
     return zlib.compress(response.encode())
 
 
@@ -56,20 +63,33 @@ def unpacked(stored: str | bytes | None) -> str | None:
         response = zlib.decompress(stored).decode()
     except zlib.error as error:
         raise ValueError(f"a response is damaged: {error}") from None
-    if '"columns":' not in response:
+    body = _read(response) if '"columns":' in response else None
+    if body is None:
         return response
-    body = json.loads(response)
-    for choice in body["choices"]:
-        columns = (choice.get("logprobs") or {}).pop("columns", None)
-        if columns is not None:
-            choice["logprobs"]["content"] = _entries(columns)
-    return json.dumps(body, ensure_ascii=False)
+    for choice in _choices(body):
+        logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
+        if isinstance(logprobs, dict) and (columns := logprobs.pop("columns", None)) is not None:
+            logprobs["content"] = _entries(columns)
+    return spelled(json.dumps(body, ensure_ascii=False))
+
+
+def _read(response: str) -> Any:
+    """The JSON of a response; None where it is none: an answer that was cut is kept too."""
+    try:
+        return json.loads(response)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _choices(body: Any) -> list[Any]:
+    choices = body.get("choices") if isinstance(body, dict) else None
+    return choices if isinstance(choices, list) else []
 
 
 def _contents(body: Any) -> list[list[dict[str, Any]]]:
     """The lists of log probabilities of a response, one a choice."""
     found = []
-    for choice in body.get("choices") or () if isinstance(body, dict) else ():
+    for choice in _choices(body):
         logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
         content = logprobs.get("content") if isinstance(logprobs, dict) else None
         if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):

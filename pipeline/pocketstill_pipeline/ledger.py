@@ -24,7 +24,7 @@ from typing import Any
 
 from pocketstill.errors import UserError
 
-from .compact import packed, unpacked
+from .compact import packed, spelled, unpacked
 
 # 1 had every response as text and no batches; it is read as it is, and becomes 2 when it is written to.
 SCHEMA_VERSION = 2
@@ -137,7 +137,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
-        self._broken: UserError | None = None
+        self._broken: Exception | None = None
         self._thread: threading.Thread | None = None
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._lock: int | None = None
@@ -239,9 +239,10 @@ class Ledger:
         Raises:
             UserError: it could not be written (a full disk).
         """
+        response, error = (None if text is None else spelled(text) for text in (row.response, row.error))
         values = (
-            row.key, row.state, row.request, row.response, row.prompt_tokens, row.completion_tokens,
-            row.price, row.latency_s, row.attempts, row.error, time.time(),
+            row.key, row.state, row.request, response, row.prompt_tokens, row.completion_tokens,
+            row.price, row.latency_s, row.attempts, error, time.time(),
         )  # fmt: skip
         loop = asyncio.get_running_loop()
         committed: asyncio.Future[None] = loop.create_future()
@@ -297,7 +298,7 @@ class Ledger:
         with suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _commit(self, writes: list[_Write]) -> UserError | None:
+    def _commit(self, writes: list[_Write]) -> Exception | None:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             for statement in (_BEGIN, _FINISH, _BATCH):
@@ -308,10 +309,11 @@ class Ledger:
                     some, rows = rows[:size], rows[size:]
                     self._writer.execute(*_with_rows(statement, some))
             self._writer.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
+            # Whatever it is, those who wait for the commit have to know: this thread is all that could tell them.
             with suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
-            return _mendable(self.path, error)
+            return _mendable(self.path, error) if isinstance(error, sqlite3.Error) else error
         return None
 
 
@@ -337,7 +339,7 @@ def _row(path: Path, found: tuple[Any, ...]) -> Row:
         raise UserError(f"ledger {path}: row {found[0]}: {error}; restore a copy, or delete that row") from None
 
 
-def _settle(writes: list[_Write], error: UserError | None) -> None:
+def _settle(writes: list[_Write], error: Exception | None) -> None:
     futures: list[asyncio.Future[None]] = []
     for write in writes:
         if isinstance(write.committed, asyncio.Future):
