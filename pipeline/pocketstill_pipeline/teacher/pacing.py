@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Literal
 
 from aiolimiter import AsyncLimiter
@@ -138,7 +139,9 @@ class Pace:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._queue.remove(turn)
+                # It may have been passed over already.
+                with suppress(ValueError):
+                    self._queue.remove(turn)
             else:
                 self._release()
             raise
