@@ -57,6 +57,19 @@ def test_a_batch_costs_its_share_of_the_price(tmp_path: Path) -> None:
     assert batch == pytest.approx((live[0] / 2, live[1] / 2))
 
 
+def test_a_batch_may_take_a_day(tmp_path: Path) -> None:
+    hosted = {"mode": "batch", "base_url": "https://api.example.com/v1"}
+    assert quoted(recipe_of(hosted, SKILLS), tmp_path).line().endswith(" to 24.0 h")
+
+
+def test_answers_of_batches_say_nothing_about_the_time_of_live_ones(tmp_path: Path) -> None:
+    hosted = {"base_url": "https://api.example.com/v1"}
+    before = quoted(recipe_of(hosted, SKILLS), tmp_path).seconds
+    collect(recipe_of({"mode": "batch"}, SKILLS), tmp_path)
+    after = quoted(recipe_of(hosted, SKILLS), tmp_path)
+    assert after.answered >= 50 and after.seconds == before
+
+
 def test_limits_of_the_pace_are_in_the_quoted_time(tmp_path: Path) -> None:
     quote = quoted(recipe_of({"requests_per_minute": 60}, SKILLS), tmp_path)
     assert quote.seconds[0] >= quote.requests[0]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .elicit.base import Planned
 from .elicit.methods import METHODS
+from .endpoints import LOCAL
 from .entries import context_of, entries_of
 from .example import Question
 from .ledger import Ledger
@@ -23,6 +24,8 @@ from .recipe import Recipe, load_recipe
 _FIRST_TOKEN_S, _TOKENS_PER_S = (0.4, 2.0), (120.0, 25.0)
 # What this client itself can send on one core, in requests a second.
 _CLIENT_RATE = 1000.0
+# Within what time a batch ends; most end long before.
+_BATCH_S = 86_400.0
 # So many answered requests say better than a rule of thumb how long one takes.
 _ENOUGH_ANSWERED = 50
 
@@ -183,6 +186,10 @@ def _money(recipe: Recipe, prompt: tuple[int, int], completion: tuple[int, int])
 def _seconds(recipe: Recipe, totals: dict[str, tuple[int, int]], latency: float | None) -> tuple[float, float]:
     """Bounded by the latency of a request, the recipe's own limits, and what a client can send."""
     teacher = recipe.teacher
+    if teacher.mode == "batch":
+        batch_s = teacher.embedded.batch_latency_s if teacher.base_url in LOCAL else _BATCH_S
+        low, high = (requests / _CLIENT_RATE for requests in totals["requests"])
+        return low, high + batch_s
     found = []
     for at in (0, 1):
         requests = totals["requests"][at]
@@ -203,11 +210,13 @@ def _known(collected: Path) -> tuple[int, float, float | None]:
     path = collected / "ledger.sqlite"
     if not path.is_file():
         return 0, 0.0, None
-    answered, spent, latency = 0, 0.0, 0.0
+    answered, spent, latency, timed = 0, 0.0, 0.0, 0
     with Ledger(path, readonly=True) as ledger:
         for row in ledger.rows():
             spent += row.price or 0.0
-            if row.state == "done":
-                answered += 1
-                latency += row.latency_s or 0.0
-    return answered, spent, latency / answered if answered >= _ENOUGH_ANSWERED else None
+            answered += row.state == "done"
+            # What a batch answered has none.
+            if row.state == "done" and row.latency_s is not None:
+                timed += 1
+                latency += row.latency_s
+    return answered, spent, latency / timed if timed >= _ENOUGH_ANSWERED else None
