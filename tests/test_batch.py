@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from starlette.responses import JSONResponse
-from teaching import KINDS, chat_app, free_port, recipe_of, serving
+from teaching import KINDS, chat_app, free_port, recipe_of, recorded, serving, write_rows
 
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Ask, Reply, draw_seed
@@ -25,7 +27,7 @@ from pocketstill_pipeline.collect import collect
 from pocketstill_pipeline.ledger import Ledger, Row
 from pocketstill_pipeline.prompts import first_request
 from pocketstill_pipeline.recipe import Budget, Teacher
-from pocketstill_pipeline.teacher import TeacherConfig
+from pocketstill_pipeline.teacher import TeacherConfig, batch
 from pocketstill_pipeline.teacher.batch import BatchClient, batching
 from pocketstill_pipeline.teacher.client import connected
 from pocketstill_pipeline.teacher.server import make_app
@@ -49,7 +51,7 @@ def teacher_of(**settings: Any) -> Teacher:
     return recipe_of({"mode": "batch", "retries": 3} | settings).teacher
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving_teacher(**config: Any) -> Iterator[str]:
     with serving(make_app(TeacherConfig(mistakes=0.2, noise=0.2, **config))) as url:
         yield url
@@ -131,6 +133,19 @@ def test_full_batch_goes_out_and_the_rest_after_it(tmp_path: Path) -> None:
     with serving_teacher() as url:
         texts(ask_all(url, tmp_path / "l.sqlite", asks(25), batch_requests=10)[0])
         assert stats(url)["batches"]["created"] == 3
+
+
+def test_bytes_of_a_file_are_counted_not_its_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_MOST_BYTES", 30_000)
+    wanted = [
+        Ask("e", "embedded", [{"role": "user", "content": f"{n} " + "漢" * 2000}], 0.0, 8, 0, 0) for n in range(10)
+    ]
+    with serving_teacher() as url:
+        texts(ask_all(url, tmp_path / "l.sqlite", wanted)[0])
+        with openai.OpenAI(base_url=url, api_key="none") as api:
+            sizes = [file.bytes for file in api.files.list() if file.purpose == "batch"]
+    # Each is full with the request that reaches the limit.
+    assert len(sizes) == 2 and max(sizes) < 30_000 + 7000
 
 
 def test_tools_and_log_probabilities_come_back(tmp_path: Path) -> None:
@@ -227,6 +242,16 @@ def test_refused_key_is_said_without_it(tmp_path: Path, monkeypatch: pytest.Monk
     assert "HTTP 401" in str(found[0]) and "api_key_env" in str(found[0]) and "secret" not in str(found[0])
 
 
+def test_answer_with_other_line_ends_inside_is_one_line(tmp_path: Path) -> None:
+    """JSON may hold U+2028, U+2029 and U+0085 as they are."""
+    said = "one\u2028two\u2029three\x85four"
+    question = COIN.format(NAMES[0])
+    path = write_rows(tmp_path / "r.jsonl", [recorded(question, said, "yes", "yes")])
+    with serving(make_app(TeacherConfig(replay=(str(path),)))) as url:
+        found, client = ask_all(url, tmp_path / "l.sqlite", asks(1), retries=0)
+    assert texts(found) == [said] and client.tally.failed == 0
+
+
 @pytest.mark.parametrize("kind", ["rate_limit", "server_error", "cut", "malformed", "hang"])
 def test_faults_of_the_api_itself_lose_and_double_nothing(tmp_path: Path, kind: str) -> None:
     """Uploads, creations, looks and downloads are struck; a creation that was not confirmed is found, not repeated."""
@@ -307,6 +332,27 @@ def test_batch_of_a_killed_process_is_picked_up_and_paid_once(tmp_path: Path) ->
         assert stats(url)["batches"] == {"created": 2, "lines": 35, "completed": 2}
         assert client.tally.requests == 35 and stats(url)["answered_again"] == 0
     assert states(ledger) == ["completed"] * 2
+
+
+def test_answer_that_failed_before_the_kill_is_not_paid_for_again(tmp_path: Path) -> None:
+    """It is in the ledger, and its batch, still noted as running, is read once more."""
+    ledger, prices = tmp_path / "l.sqlite", {"price_in": 1.0, "price_out": 3.0}
+
+    async def resumed(url: str, opened: Ledger) -> None:
+        async with batching(teacher_of(**prices), url, opened, first_poll_s=0.02):
+            while opened.batches()[0][1] == "running":
+                await asyncio.sleep(0.02)
+
+    with serving_teacher() as url:
+        ask_all(url, ledger, asks(3), **prices)
+        with contextlib.closing(sqlite3.connect(ledger)) as connection:
+            connection.execute("UPDATE requests SET state = 'failed', error = 'no text'")
+            connection.execute("UPDATE batches SET state = 'running'")
+            connection.commit()
+        before = rows(ledger)
+        with Ledger(ledger) as opened:
+            asyncio.run(asyncio.wait_for(resumed(url, opened), 20))
+    assert rows(ledger) == before and states(ledger) == ["completed"]
 
 
 def test_batch_that_was_made_but_not_noted_is_found_by_its_tag(tmp_path: Path) -> None:

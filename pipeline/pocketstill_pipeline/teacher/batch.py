@@ -128,7 +128,7 @@ class BatchClient:
     def _enqueue(self, lines: Iterable[_Line]) -> None:
         for line in lines:
             self._queue.append(line)
-            self._queued_bytes += len(line.request) + _FRAME
+            self._queued_bytes += len(line.request.encode()) + _FRAME
             most = min(self.teacher.batch_requests, self._most_lines)
             if len(self._queue) >= most or self._queued_bytes >= _MOST_BYTES:
                 self._send()
@@ -210,7 +210,8 @@ class BatchClient:
 
     def _picked_up(self, custom_id: str, key: str, attempts: int) -> _Line | None:
         row = self.ledger.get(key)
-        if row is None or row.state == "done":
+        # What is no longer pending was settled already, and paid.
+        if row is None or row.state != "pending":
             return None
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         line = _Line(key, custom_id, row.request, worst_of(Ask(**json.loads(row.request))), future, attempts=attempts)

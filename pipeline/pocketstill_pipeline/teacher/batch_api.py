@@ -164,8 +164,8 @@ class BatchApi:
         chunk: list[Answered] = []
         try:
             async with self._patient.files.with_streaming_response.content(file_id) as response:
-                async for text in response.iter_lines():
-                    line = read_line(text)
+                async for text in _lines_of(response.iter_bytes()):
+                    line = read_line(text.decode(errors="replace"))
                     if line is None or line.custom_id in read:
                         continue
                     read.add(line.custom_id)
@@ -210,6 +210,16 @@ class BatchApi:
         else:
             mend = "mend that and run again"
         return UserError(f"{self._where}: {said}; {mend}; {kept}")
+
+
+async def _lines_of(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of a stream, at line feeds alone: JSON may hold U+2028 and others that end a line of text."""
+    rest = b""
+    async for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def input_file(requests: Iterable[tuple[str, dict[str, Any]]]) -> bytes:
