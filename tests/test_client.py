@@ -89,7 +89,9 @@ def raw_server(answer: bytes) -> Iterator[str]:
                     connection.settimeout(5)
                     got = b""
                     while b"\r\n\r\n" not in got or (b"POST" in got and not got.endswith(b"}")):
-                        got += connection.recv(65536)
+                        if not (part := connection.recv(65536)):
+                            break
+                        got += part
                     connection.sendall(answer)
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -167,6 +169,25 @@ def test_error_in_a_body_with_status_200_is_its_reason(tmp_path: Path) -> None:
     with serving(app) as url:
         replies, _ = ask_all(url, tmp_path, 1, retries=0)
     assert replies[0].error == "the teacher's answer has no choices: upstream is busy"
+
+
+@pytest.mark.parametrize(
+    ("choice", "error"),
+    [
+        ({"finish_reason": "error", "error": {"code": 502, "message": "provider\ngone"}}, ": provider gone"),
+        ({"finish_reason": None, "error": {"code": 502}}, ""),
+        ({"finish_reason": "abort"}, ""),
+    ],
+)
+def test_answer_that_broke_off_is_asked_again(tmp_path: Path, choice: dict[str, Any], error: str) -> None:
+    """What servers send with status 200 when their model died halfway: OpenRouter the first two, vLLM the last."""
+    half = {"message": {"role": "assistant", "content": "The answer is"}} | choice
+    app = chat_app(lambda _body, count: JSONResponse({"choices": [half], "usage": USAGE}) if count < 3 else "yes")
+    with serving(app) as url:
+        given_up, _ = ask_all(url, tmp_path, 1, retries=0)
+        replies, _ = ask_all(url, tmp_path, 1, retries=1)
+    assert given_up[0].error == "the teacher's answer broke off" + error
+    assert replies[0].text == "yes" and rows_of(tmp_path)[0].prompt_tokens == 30
 
 
 @pytest.mark.parametrize(

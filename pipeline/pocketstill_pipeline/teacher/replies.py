@@ -10,6 +10,8 @@ from pocketstill_pipeline.asking import Reply, ToolCall
 from pocketstill_pipeline.ledger import Row
 
 FILTERED = "stopped by the teacher's content filter"
+# Reasons to finish that servers have for an answer that broke off: OpenRouter's and vLLM's.
+_BROKEN_OFF = ("error", "abort")
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -24,9 +26,9 @@ def unusable(body: Any) -> str | None:
         message, reason = choice["message"], choice.get("finish_reason")
         content, calls = message.get("content"), message.get("tool_calls")
     except (KeyError, IndexError, TypeError, AttributeError):
-        said = body.get("error") if isinstance(body, dict) else None
-        said = said.get("message") if isinstance(said, dict) else said
-        return "the teacher's answer has no choices" + (f": {' '.join(str(said).split())[:300]}" if said else "")
+        return "the teacher's answer has no choices" + _told(body)
+    if reason in _BROKEN_OFF or choice.get("error"):
+        return "the teacher's answer broke off" + _told(choice)
     if calls:
         try:
             _calls(calls)
@@ -36,6 +38,13 @@ def unusable(body: Any) -> str | None:
     if isinstance(content, str) or isinstance(message.get("refusal"), str) or reason in ("content_filter", "length"):
         return None
     return "the teacher's answer has no text"
+
+
+def _told(holder: Any) -> str:
+    """What the `error` of a body or a choice says, behind a colon."""
+    said = holder.get("error") if isinstance(holder, dict) else None
+    said = said.get("message") if isinstance(said, dict) else said
+    return f": {' '.join(str(said).split())[:300]}" if said else ""
 
 
 def usage_of(body: Any) -> tuple[int | None, int | None]:
