@@ -118,8 +118,8 @@ def test_every_question_ends_answered_or_failed_with_its_reason(tmp_path: Path, 
     assert sum(row.state == "failed" for row in rows) == len(failed) == tally.failed
     assert all(row.error for row in rows if row.state == "failed")
     assert all(reply.text for reply in replies if not reply.error)
-    # A request fails when all of its attempts did; five kinds in six are failures.
-    share = (faults * 5 / 6) ** (retries + 1)
+    # A request fails when all of its attempts did; four kinds in six are failures, and a refusal hardly counts.
+    share = (faults * 4 / (6 - faults)) ** (retries + 1)
     assert len(failed) / 300 == pytest.approx(share, abs=4 * (share / 300) ** 0.5 + 1e-3)
     assert tally.retried > 0 and tally.rate_limited == seen["faults"]["rate_limit"]
 
@@ -249,6 +249,35 @@ def test_refusals_that_do_not_say_how_long_are_waited_out(tmp_path: Path) -> Non
     with serving(chat_app(answer)) as url:
         _, tally = ask_all(url, tmp_path, 60)
     assert tally.failed == 0 and 0 < tally.rate_limited < 60
+
+
+@pytest.mark.parametrize("again", ["0", "Sun, 06 Nov 1994 08:49:37 GMT"])
+def test_refusals_that_ask_for_no_wait_are_waited_out(tmp_path: Path, again: str) -> None:
+    """No time, or one that has passed by our clock: the attempts are not used up within a moment."""
+    times: list[float] = []
+
+    def answer(_body: Any, _count: int) -> Any:
+        times.append(time.monotonic())
+        if times[-1] - times[0] < 0.6:
+            return JSONResponse({"error": {"message": "busy"}}, status_code=429, headers={"retry-after": again})
+        return "yes"
+
+    with serving(chat_app(answer)) as url:
+        _, tally = ask_all(url, tmp_path, 1, retries=3)
+    assert tally.failed == 0 and 0 < tally.rate_limited <= 3
+
+
+def test_refusals_count_as_a_tenth_of_an_attempt(tmp_path: Path) -> None:
+    """Many are refused before their turn comes where a minute's requests are limited; for ever nobody is asked."""
+    refusal = JSONResponse({"error": {"message": "slow"}}, status_code=429, headers={"retry-after-ms": "1"})
+    app = chat_app(lambda _body, count: refusal if count <= 9 else "yes")
+    with serving(app) as url:
+        replies, tally = ask_all(url, tmp_path / "some", 1, retries=1)
+    assert replies[0].text == "yes" and (tally.rate_limited, tally.retried) == (9, 9)
+    app = chat_app(lambda _body, _count: refusal)
+    with serving(app) as url:
+        replies, _ = ask_all(url, tmp_path / "all", 1, retries=1)
+    assert replies[0].error == "HTTP 429: slow" and app.state.counted["count"] == 11
 
 
 def test_server_that_asks_for_hours_ends_the_run(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ _MOST_UNREACHED_IN_A_ROW = 3
 _PROBE_TIMEOUT_S = 10.0
 # A server that asks for more than this is not waited for: somebody has to know of it.
 _MOST_RETRY_AFTER_S = 600.0
+# So many refusals (HTTP 429) count as one attempt: where a minute's requests are limited, each waits for its turn.
+_REFUSALS_AN_ATTEMPT = 10
 # How long requests on their way may take to come in when a run ends early: they are paid for.
 _GRACE_S = 10.0
 
@@ -148,7 +150,7 @@ class TeacherClient:
             await asyncio.shield(self._probed)
         self._probed.result()
         worst = worst_of(ask) if self.spending else None
-        number = unrecorded = 0
+        number = unrecorded = counted = 0
         while True:
             number += 1
             if self.spending and worst:
@@ -160,7 +162,9 @@ class TeacherClient:
                 failure = attempt.failure
                 if failure is None or attempt.prompt_tokens is not None:
                     used = (attempt.prompt_tokens, attempt.completion_tokens)
-                last = failure is None or not failure.again or number > self.teacher.retries or self._closing
+                counted += 1 if failure is not None and failure.refused else _REFUSALS_AN_ATTEMPT
+                given_up = counted > self.teacher.retries * _REFUSALS_AN_ATTEMPT or self._closing
+                last = failure is None or not failure.again or given_up
                 if last or attempt.prompt_tokens is not None:
                     await self._record(ask, attempt, unrecorded)
                     unrecorded = 0
@@ -236,7 +240,7 @@ class TeacherClient:
             self._hopeless = fatal
             raise fatal from error
         failure = failure_of(error)
-        self.tally.rate_limited += getattr(error, "status_code", None) == 429
+        self.tally.rate_limited += failure.refused
         if not failure.unreached:
             self._unreached_in_a_row = 0
         if failure.wait_s is not None:

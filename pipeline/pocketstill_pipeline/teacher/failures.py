@@ -41,7 +41,7 @@ class Failure:
     """Why an attempt failed.
 
     `again`: another attempt may succeed, after `wait_s` seconds where the server says so. `unreached`: nobody answered
-    there. `alone`: it says nothing about other requests.
+    there. `alone`: it says nothing about other requests. `refused`: it came too soon, and nothing is wrong with it.
     """
 
     said: str
@@ -50,6 +50,7 @@ class Failure:
     wait_s: float | None = None
     unreached: bool = False
     alone: bool = False
+    refused: bool = False
 
 
 def failure_of(error: Exception) -> Failure:
@@ -63,8 +64,10 @@ def failure_of(error: Exception) -> Failure:
             reason(error),
             "overloaded" if status in _OVERLOADED else "failed",
             again,
-            retry_after_s(headers),
+            # To come again at once says nothing about when: so a clock does that is behind ours.
+            retry_after_s(headers) or None,
             alone=error.code == NOT_RECORDED,
+            refused=status == 429,
         )
     if timed_out(error):
         return Failure(reason(error), "timed_out")
