@@ -286,6 +286,22 @@ def test_server_that_asks_for_hours_ends_the_run(tmp_path: Path) -> None:
         ask_all(url, tmp_path, 5)
 
 
+def test_nothing_goes_out_after_an_answer_that_ends_the_run(tmp_path: Path) -> None:
+    refusal = JSONResponse({"error": {"message": "daily limit"}}, status_code=429, headers={"retry-after": "7200"})
+    app = chat_app(lambda _body, _count: refusal)
+
+    async def run(url: str) -> list[Any]:
+        teacher = Teacher(base_url=url, concurrency=2)
+        with Ledger(tmp_path / "l.sqlite") as ledger:
+            async with connected(teacher, url, ledger) as client:
+                asks = [Ask("e", "m", [{"role": "user", "content": str(i)}], 0.0, 8, 0, 0) for i in range(20)]
+                return await asyncio.gather(*map(client.ask, asks), return_exceptions=True)
+
+    with serving(app) as url:
+        found = asyncio.run(run(url))
+    assert all(isinstance(error, UserError) for error in found) and app.state.counted["count"] <= 2
+
+
 def test_server_says_whether_to_retry(tmp_path: Path) -> None:
     def answer(_body: Any, count: int) -> Any:
         said = {"x-should-retry": "true" if count == 1 else "false"}

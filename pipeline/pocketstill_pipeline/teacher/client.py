@@ -245,10 +245,11 @@ class TeacherClient:
             self._unreached_in_a_row = 0
         if failure.wait_s is not None:
             if failure.wait_s > _MOST_RETRY_AFTER_S:
-                raise UserError(
+                self._hopeless = UserError(
                     f"teacher {self.base_url}: asks to come again in {failure.wait_s / 60:.0f} minutes "
                     f"({self._scrub(failure.said)}); run again then, what was answered is kept"
-                ) from error
+                )
+                raise self._hopeless from error
             self.pace.pause(failure.wait_s)
         return replace(failure, said=self._scrub(failure.said))
 
