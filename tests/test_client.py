@@ -27,7 +27,7 @@ from pocketstill_pipeline.asking import Ask, Reply, ToolCall
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.recipe import Teacher
 from pocketstill_pipeline.session import Session
-from pocketstill_pipeline.teacher import FAULT_KINDS, TeacherConfig, failures
+from pocketstill_pipeline.teacher import FAULT_KINDS, TeacherConfig, failures, line
 from pocketstill_pipeline.teacher.client import Tally, connected
 from pocketstill_pipeline.teacher.failures import backoff_s, retry_after_s
 from pocketstill_pipeline.teacher.server import running_teacher
@@ -300,6 +300,54 @@ def test_nothing_goes_out_after_an_answer_that_ends_the_run(tmp_path: Path) -> N
     with serving(app) as url:
         found = asyncio.run(run(url))
     assert all(isinstance(error, UserError) for error in found) and app.state.counted["count"] <= 2
+
+
+@pytest.mark.parametrize("key", ["sk-new\nline", "sk-\u201cquoted\u201d", "sk-\x7f"])
+def test_key_that_no_header_can_hold_is_one_line_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="in the environment variable OPENAI_API_KEY") as caught:
+        ask_all("http://127.0.0.1:9/v1", tmp_path, 1)
+    assert "sk-" not in str(caught.value)
+
+
+def test_white_space_around_a_key_is_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-right\n")
+    sent: list[str] = []
+
+    app = chat_app(lambda _body, _count: "yes")
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        sent.append(dict(scope["headers"])[b"authorization"].decode())
+        await app(scope, receive, send)
+
+    with serving(noting) as url:
+        ask_all(url, tmp_path, 1)
+    assert set(sent) == {"Bearer sk-right"}
+
+
+def test_idle_connection_is_left_before_the_server_closes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "_KEEP_ALIVE_S", 0.2)
+    ports: list[int] = []
+
+    async def run(url: str) -> None:
+        with Ledger(tmp_path / "l.sqlite") as ledger:
+            async with connected(Teacher(base_url=url), url, ledger) as client:
+                for content in "ab":
+                    await client.ask(Ask("e", "m", [{"role": "user", "content": content}], 0.0, 8, 0, 0))
+                    await asyncio.sleep(0.5)
+
+    app = chat_app(lambda _body, _count: "yes")
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].endswith("completions"):
+            ports.append(scope["client"][1])
+        await app(scope, receive, send)
+
+    with serving(noting) as url:
+        asyncio.run(run(url))
+    assert len(set(ports)) == 2
 
 
 def test_server_says_whether_to_retry(tmp_path: Path) -> None:

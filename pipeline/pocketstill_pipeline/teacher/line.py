@@ -17,6 +17,8 @@ from pocketstill_pipeline.asking import Ask
 from pocketstill_pipeline.recipe import Teacher
 
 _CONNECT_TIMEOUT_S = 20.0
+# Shorter than the 5 s after which uvicorn (so vLLM) and Node close idle connections: a request on one meets a reset.
+_KEEP_ALIVE_S = 4.0
 
 
 class Line:
@@ -61,7 +63,7 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
     """A line to the teacher at `base_url`. Nothing is retried on it.
 
     Raises:
-        UserError: the URL is none, or holds a password.
+        UserError: the URL is none or holds a password, or the key is none.
     """
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -71,15 +73,21 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
     if parts.username or parts.password:
         # Not repeated here: what stands there is a secret, and would get into the ledger and the manifest.
         raise UserError(f"teacher.base_url holds a password; put the key into the variable {teacher.api_key_env}")
+    key = os.environ.get(teacher.api_key_env, "").strip() or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the API key in the environment variable {teacher.api_key_env} has characters that no key has, "
+            "a line break or a letter beyond ASCII; copy it anew"
+        )
     # A proxy of the environment has no business between this process and a server on the same machine.
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
     timeout = openai.Timeout(teacher.timeout_s, connect=min(teacher.timeout_s, _CONNECT_TIMEOUT_S))
     # One more for the list of models: the pace alone bounds the requests.
-    limits = httpx2.Limits(max_connections=teacher.concurrency + 1)
+    limits = httpx2.Limits(max_connections=teacher.concurrency + 1, keepalive_expiry=_KEEP_ALIVE_S)
     http = openai.DefaultAioHttpClient(trust_env=not local, timeout=timeout, limits=limits)
     api = openai.AsyncOpenAI(
         base_url=base_url,
-        api_key=os.environ.get(teacher.api_key_env) or "none",
+        api_key=key,
         max_retries=0,
         timeout=timeout,
         http_client=http,
@@ -92,7 +100,7 @@ async def connect(teacher: Teacher, base_url: str) -> AsyncIterator[openai.Async
     """The openai package's client of the teacher at `base_url`, for what is no chat completion.
 
     Raises:
-        UserError: the URL is none, or holds a password.
+        UserError: the URL is none or holds a password, or the key is none.
     """
     async with line_of(teacher, base_url).api as api:
         yield api
