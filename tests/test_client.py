@@ -28,6 +28,7 @@ from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.recipe import Teacher
 from pocketstill_pipeline.session import Session
 from pocketstill_pipeline.teacher import FAULT_KINDS, TeacherConfig, failures, line
+from pocketstill_pipeline.teacher.batch import batching
 from pocketstill_pipeline.teacher.client import Tally, connected
 from pocketstill_pipeline.teacher.failures import backoff_s, retry_after_s
 from pocketstill_pipeline.teacher.server import running_teacher
@@ -300,6 +301,30 @@ def test_nothing_goes_out_after_an_answer_that_ends_the_run(tmp_path: Path) -> N
     with serving(app) as url:
         found = asyncio.run(run(url))
     assert all(isinstance(error, UserError) for error in found) and app.state.counted["count"] <= 2
+
+
+@pytest.mark.parametrize("mode", ["live", "batch"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8000v1",
+        "http://127.0.0.1:99999/v1",
+        "http://[::1/v1",
+        "http://api..example.com/v1",
+        "http://me:secret@127.0.0.1:8000v1",
+    ],
+)
+def test_mistyped_url_is_one_line_without_its_password(tmp_path: Path, url: str, mode: Any) -> None:
+    teacher = Teacher(base_url=url, mode=mode)
+
+    async def run() -> None:
+        with Ledger(tmp_path / "l.sqlite") as ledger:
+            async with (batching if mode == "batch" else connected)(teacher, url, ledger):
+                pass
+
+    with pytest.raises(UserError, match="is no URL") as caught:
+        asyncio.run(run())
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["sk-new\nline", "sk-\u201cquoted\u201d", "sk-\x7f"])

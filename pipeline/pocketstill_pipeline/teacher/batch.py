@@ -389,9 +389,9 @@ async def batching(
         UserError: the URL is none, holds a password, or the ledger cannot be read.
     """
     base_url = base_url.rstrip("/")
-    if first_poll_s is None and urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
-        first_poll_s = _LOCAL_POLL_S
     async with connect(teacher, base_url) as api:
+        if first_poll_s is None and urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
+            first_poll_s = _LOCAL_POLL_S
         remote = BatchApi(api, f"teacher {base_url}", teacher.retries, first_poll_s)
         client = BatchClient(teacher, base_url, ledger, remote, spending)
         client.resume()

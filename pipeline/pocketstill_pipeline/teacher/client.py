@@ -340,7 +340,7 @@ async def connected(
     """A client of the teacher at `base_url`; `spending` is what it may cost.
 
     Raises:
-        UserError: the URL is none, or holds a password.
+        UserError: the URL is none or holds a password, or the key is none.
     """
     line = line_of(teacher, base_url)
     async with line.api:

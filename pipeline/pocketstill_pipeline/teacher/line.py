@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 import openai
@@ -65,10 +65,12 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
     Raises:
         UserError: the URL is none or holds a password, or the key is none.
     """
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _parts(base_url)
+    if parts is None:
+        # What stands before an @ is a secret.
+        said = "" if "@" in base_url else f" {base_url!r}"
         raise UserError(
-            f'teacher.base_url {base_url!r} is no URL; use "embedded", "replay", or one like http://127.0.0.1:8000/v1'
+            f'teacher.base_url{said} is no URL; use "embedded", "replay", or one like http://127.0.0.1:8000/v1'
         )
     if parts.username or parts.password:
         # Not repeated here: what stands there is a secret, and would get into the ledger and the manifest.
@@ -113,6 +115,19 @@ def body_of(base_url: str, ask: Ask) -> dict[str, Any]:
     limit = "max_completion_tokens" if hosted else "max_tokens"
     body = {"model": ask.model, "messages": ask.messages, "temperature": ask.temperature, "seed": ask.seed}
     return body | {limit: ask.max_tokens} | dict(ask.extra)
+
+
+def _parts(base_url: str) -> SplitResult | None:
+    """The parts of a URL; None where it is none, or has a port or a host that cannot be."""
+    try:
+        httpx2.URL(base_url)
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            return None
+        parts.hostname.encode("idna")
+    except (ValueError, httpx2.InvalidURL):
+        return None
+    return parts
 
 
 def _status_error(response: Any) -> openai.APIStatusError:
