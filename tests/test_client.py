@@ -386,6 +386,31 @@ def test_server_says_whether_to_retry(tmp_path: Path) -> None:
     assert replies[0].error == "HTTP 500: no" and app.state.counted["count"] == 2
 
 
+def test_more_connections_than_the_system_begins_with(tmp_path: Path) -> None:
+    """256 open files are what macOS gives; 400 requests at once want more of them."""
+    resource = pytest.importorskip("resource")
+    given = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with running_teacher(TeacherConfig(latency_ms=400)) as url:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, given[1]))
+        try:
+            _, tally = ask_all(url, tmp_path, 600, concurrency=400, retries=0, timeout_s=60.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, given)
+    assert (tally.requests, tally.failed) == (600, 0)
+
+
+def test_more_connections_than_the_system_allows_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with pytest.raises(UserError, match=r"teacher\.concurrency needs 1128 open files, and the system allows 512"):
+        ask_all("http://127.0.0.1:9/v1", tmp_path, 1, concurrency=1000)
+
+
 def test_limit_of_the_server_is_found(tmp_path: Path) -> None:
     """A server that bears 12 at once, asked with a ceiling of 200: all are answered, at little more than its limit."""
     with running_teacher(TeacherConfig(latency_ms=20, max_concurrency=12, retry_after_s=0.02)) as url:

@@ -19,6 +19,8 @@ from pocketstill_pipeline.recipe import Teacher
 _CONNECT_TIMEOUT_S = 20.0
 # Shorter than the 5 s after which uvicorn (so vLLM) and Node close idle connections: a request on one meets a reset.
 _KEEP_ALIVE_S = 4.0
+# Open files beside the connections: ledgers, samples, the pipes of local servers, and what Python itself has open.
+_OTHER_FILES = 128
 
 
 class Line:
@@ -63,7 +65,7 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
     """A line to the teacher at `base_url`. Nothing is retried on it.
 
     Raises:
-        UserError: the URL is none or holds a password, or the key is none.
+        UserError: the URL is none or holds a password, the key is none, or the system allows too few connections.
     """
     parts = _parts(base_url)
     if parts is None:
@@ -81,6 +83,7 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
             f"the API key in the environment variable {teacher.api_key_env} has characters that no key has, "
             "a line break or a letter beyond ASCII; copy it anew"
         )
+    _allow(teacher.concurrency + _OTHER_FILES)
     # A proxy of the environment has no business between this process and a server on the same machine.
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
     timeout = openai.Timeout(teacher.timeout_s, connect=min(teacher.timeout_s, _CONNECT_TIMEOUT_S))
@@ -128,6 +131,23 @@ def _parts(base_url: str) -> SplitResult | None:
     except (ValueError, httpx2.InvalidURL):
         return None
     return parts
+
+
+def _allow(files: int) -> None:
+    """Have the system let this process open so many files: on macOS it begins with 256, elsewhere with 1024."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    except (ValueError, OSError):
+        raise UserError(
+            f"teacher.concurrency needs {files} open files, and the system allows {hard}; lower it, or raise the limit"
+        ) from None
 
 
 def _status_error(response: Any) -> openai.APIStatusError:
