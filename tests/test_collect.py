@@ -170,7 +170,8 @@ def test_teacher_that_dies_on_the_way_keeps_what_it_said(tmp_path: Path) -> None
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1 and err.count("\n") == 1 and "is kept" in err
     assert states(tmp_path)["done"] >= 50
-    assert states(tmp_path).get("failed", 0) <= 4
+    # As many as met its end, not all that were left.
+    assert states(tmp_path).get("failed", 0) <= 24
 
 
 @pytest.mark.parametrize(
