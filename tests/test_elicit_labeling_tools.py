@@ -134,7 +134,7 @@ def test_parallel_calls_and_broken_ones_as_they_come_over_http(tmp_path: Path) -
     assert reasons["broken"] == ("bad_arguments", 'add: not JSON: {"a": ')
     assert reasons["list"] == ("bad_arguments", "add: not an object: [1]")
     assert reasons["second"] == ("unknown_tool", "drop")
-    assert reasons["word"] == ("bad_arguments", "add: arguments.a is no integer")
+    assert reasons["word"] == ("bad_arguments", "add: arguments.a: 'one' is not of type 'integer'")
 
 
 # Expected as by JSON Schema, draft 2020-12, with closed objects.
@@ -158,11 +158,40 @@ def test_parallel_calls_and_broken_ones_as_they_come_over_http(tmp_path: Path) -
         ),
         ({"type": "object", "properties": {}, "additionalProperties": {"type": "integer"}}, [{"x": 1}], [{"x": "1"}]),
         ({}, [1, "a", {}, None], []),
+        ({"type": "string", "pattern": "^a+$"}, ["aa"], ["ab"]),
+        (
+            {"$defs": {"size": {"enum": ["s", "l"]}}, "properties": {"size": {"$ref": "#/$defs/size"}}},
+            [{"size": "s"}, {}], [{"size": "m"}, {"colour": "red"}],
+        ),
+        (
+            {"anyOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}, "required": ["b"]}]},
+            [{"a": 1}, {"b": 1}], [{}, {"c": 1}, {"a": 1, "c": 1}],
+        ),
     ],
 )  # fmt: skip
 def test_arguments_are_held_to_their_schema(schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     assert [value for value in good if unfit(value, schema, "it")] == []
     assert [value for value in bad if not unfit(value, schema, "it")] == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"type": "object", "properties": ["a"]}, "tool 1: parameters.properties is no JSON schema"),
+        ({"properties": {"a": {"minimum": "3"}}}, "tool 1: parameters.properties.a.minimum is no JSON schema"),
+        ({"type": "text"}, "tool 1: parameters.type is no JSON schema"),
+    ],
+)
+def test_a_schema_that_is_none_is_said(tmp_path: Path, parameters: Any, said: str) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps([{"type": "function", "function": {"name": "add", "parameters": parameters}}]))
+    with pytest.raises(UserError, match=said):
+        read_tools(str(path))
+
+
+def test_a_schema_elsewhere_is_not_fetched() -> None:
+    with pytest.raises(UserError, match=r"refers to .http://127\.0\.0\.1:9/x., which is not in it"):
+        unfit({"a": 1}, {"properties": {"a": {"$ref": "http://127.0.0.1:9/x"}}}, "arguments")
 
 
 def test_a_call_without_parameters_needs_none() -> None:

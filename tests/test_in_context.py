@@ -269,6 +269,7 @@ def test_files_without_enough_tasks_are_refused(
         ("shots", '"8-1"', "range"),
         ("shots", "[2, -1]", "from 0"),
         ("shots", "[]", "from 0"),
+        ("shots", '"1-1000000000"', "to 1000"),
         ("heldout_shots", "[4, -1]", "greater than or equal to 0"),
     ],
 )

@@ -40,6 +40,7 @@ _PAIR_TOKENS = (16.0, 40.0)
 # How often new demonstrations are asked for when too few of them can be used.
 _GENERATIONS = 3
 _RANGE = re.compile(r"(\d+)-(\d+)")
+_MOST_SHOTS = 1000
 
 
 class InContext(Settings):
@@ -74,7 +75,7 @@ class InContext(Settings):
     @classmethod
     def _counts(cls, shots: int | list[int] | str) -> int | list[int] | str:
         if not _shot_counts(shots):
-            raise ValueError('it must be a number from 0, a list of such, or a range as in "1-8"')
+            raise ValueError(f'it must be a number from 0 to {_MOST_SHOTS}, a list of such, or a range as in "1-8"')
         return shots
 
     @field_validator("families", "heldout_families")
@@ -120,9 +121,10 @@ class InContext(Settings):
 def _shot_counts(shots: int | list[int] | str) -> list[int]:
     if isinstance(shots, str):
         match = _RANGE.fullmatch(shots.strip())
-        return [] if match is None else list(range(int(match[1]), int(match[2]) + 1))
+        first, last = (int(match[1]), int(match[2])) if match else (1, 0)
+        return list(range(first, last + 1)) if last <= _MOST_SHOTS else []
     counts = [shots] if isinstance(shots, int) else shots
-    return counts if all(count >= 0 for count in counts) else []
+    return counts if all(0 <= count <= _MOST_SHOTS for count in counts) else []
 
 
 async def in_context(settings: InContext, context: Context) -> AsyncIterator[Elicited]:

@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
 from pydantic import Field
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from pocketstill import grading
 from pocketstill.errors import UserError
@@ -24,11 +28,6 @@ from .sampling import options_of, question_messages, unanswered, units, untouche
 
 _CALL_TOKENS, _RESULT_TOKENS, _REPLY_TOKENS = (12.0, 40.0), (10.0, 60.0), (8.0, 60.0)
 _LONGEST_EXCHANGE = 100.0
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,), "boolean": (bool,), "object": (dict,), "array": (list,), "null": (type(None),),
-    "integer": (int,), "number": (int, float),
-}  # fmt: skip
-
 Tool = dict[str, Any]
 
 
@@ -147,8 +146,14 @@ def read_tools(path: str) -> list[Tool]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             said = 'it needs {"type": "function", "function": {"name": ..., "parameters": {...}}}'
             raise UserError(f"{path}, tool {number}: {said}")
-        if not isinstance(function.get("parameters", {}), dict):
+        parameters = function.get("parameters", {})
+        if not isinstance(parameters, dict):
             raise UserError(f"{path}, tool {number}: parameters must be a JSON schema, an object")
+        try:
+            Draft202012Validator.check_schema(parameters)
+        except SchemaError as error:
+            place = error.json_path[1:]
+            raise UserError(f"{path}, tool {number}: parameters{place} is no JSON schema: {error.message}") from None
     return tools
 
 
@@ -185,67 +190,39 @@ def checked(calls: tuple[ToolCall, ...], tools: list[Tool]) -> tuple[list[Call],
 
 
 def unfit(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
-    """What of a value does not fit its JSON schema, in words; None when all does.
+    """What of a value does not fit its JSON schema (draft 2020-12), in words; None when all does.
 
-    The keywords that definitions of tools use: type, enum, const, anyOf, properties, required, additionalProperties,
-    items, minItems, maxItems, minimum, maximum, minLength, maxLength. Others are not looked at. A key that the schema
-    does not name is an error unless it allows further ones: a model that makes up a parameter calls another tool.
+    A key that the schema does not name is an error unless it allows further ones: a model that makes up a parameter
+    calls another tool.
+
+    Raises:
+        UserError: the schema refers to another one that is not in it.
     """
-    if "anyOf" in schema and all(unfit(value, option, where) for option in schema["anyOf"]):
-        return f"{where} fits none of its forms"
-    if "enum" in schema and value not in schema["enum"]:
-        return f"{where} is none of {json.dumps(schema['enum'], ensure_ascii=False)}"
-    if "const" in schema and value != schema["const"]:
-        return f"{where} is not {json.dumps(schema['const'], ensure_ascii=False)}"
-    kinds = schema.get("type", [])
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        return f"{where} is no {' or '.join(kinds)}"
-    return _outside(value, schema, where) or _unfit_part(value, schema, where)
+    try:
+        # Without a registry of its own, a reference to an address would be fetched.
+        error = best_match(Draft202012Validator(_closed(schema), registry=Registry()).iter_errors(value))
+    except Unresolvable as lost:
+        raise UserError(f"tools: the schema of {where} refers to {lost.ref!r}, which is not in it") from None
+    return None if error is None else f"{where}{error.json_path[1:]}: {error.message[:200]}"
 
 
-def _is(value: Any, kind: str) -> bool:
-    # True is an int in Python; 3.0 is an integer in JSON schema.
-    if isinstance(value, bool):
-        return kind == "boolean"
-    if kind == "integer" and isinstance(value, float):
-        return value.is_integer()
-    return isinstance(value, _TYPES.get(kind, (object,)))
-
-
-def _outside(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
-    size: Any = None
-    low = high = ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        size, low, high = value, "minimum", "maximum"
-    elif isinstance(value, str):
-        size, low, high = len(value), "minLength", "maxLength"
-    elif isinstance(value, list):
-        size, low, high = len(value), "minItems", "maxItems"
-    if low in schema and size < schema[low]:
-        return f"{where} is below its {low}, {schema[low]}"
-    if high in schema and size > schema[high]:
-        return f"{where} is above its {high}, {schema[high]}"
-    return None
-
-
-def _unfit_part(value: Any, schema: Mapping[str, Any], where: str) -> str | None:
-    if isinstance(value, list) and isinstance(schema.get("items"), dict):
-        return next((bad for i, v in enumerate(value) if (bad := unfit(v, schema["items"], f"{where}[{i}]"))), None)
-    if not isinstance(value, dict) or not ("properties" in schema or "required" in schema):
-        return None
-    missing = next((name for name in schema.get("required", ()) if name not in value), None)
-    if missing is not None:
-        return f"{where}.{missing} is missing"
-    named = schema.get("properties", {})
-    for name, part in value.items():
-        more = named.get(name, schema.get("additionalProperties", False))
-        if more is False:
-            return f"{where}.{name} is not known"
-        bad = unfit(part, more, f"{where}.{name}") if isinstance(more, dict) else None
-        if bad is not None:
-            return bad
-    return None
+def _closed(schema: Any) -> Any:
+    """The schema with every object that names its properties closed to others, unless it says something of them."""
+    if not isinstance(schema, dict):
+        return schema
+    made = dict(schema)
+    for key in ("properties", "patternProperties", "$defs", "definitions"):
+        if key in made:
+            made[key] = {name: _closed(part) for name, part in made[key].items()}
+    for key in ("anyOf", "oneOf", "prefixItems"):
+        if key in made:
+            made[key] = [_closed(part) for part in made[key]]
+    for key in ("items", "additionalProperties"):
+        if key in made:
+            made[key] = _closed(made[key])
+    if made.keys() & {"properties", "required"} and not made.keys() & {"additionalProperties", "unevaluatedProperties"}:
+        made["unevaluatedProperties"] = False
+    return made
 
 
 def calls_text(calls: list[Call]) -> str:
