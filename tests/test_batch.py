@@ -380,6 +380,23 @@ def test_batch_that_was_never_made_is_asked_anew(tmp_path: Path) -> None:
     assert states(ledger) == ["lost", "completed"]
 
 
+def test_a_passing_404_for_a_batch_does_not_pay_for_it_again(tmp_path: Path) -> None:
+    app, left = make_app(TeacherConfig()), 2
+
+    async def behind_a_gateway(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal left
+        if left and scope.get("method") == "GET" and "/batches/" in scope["path"]:
+            left -= 1
+            await JSONResponse({"error": {"message": "no route"}}, 404)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    with serving(behind_a_gateway) as url:
+        replies, _ = ask_all(url, tmp_path / "l.sqlite", asks(5))
+        assert stats(url)["batches"]["created"] == 1 and left == 0
+    assert all(reply.text for reply in replies)
+
+
 def test_server_that_forgot_a_batch_is_asked_anew(tmp_path: Path) -> None:
     """A local teacher ends with the process that started it, and its batches with it."""
     ledger, port = tmp_path / "l.sqlite", free_port()

@@ -31,6 +31,7 @@ from pocketstill_pipeline.teacher import FAULT_KINDS, TeacherConfig, failures, l
 from pocketstill_pipeline.teacher.batch import batching
 from pocketstill_pipeline.teacher.client import Tally, connected
 from pocketstill_pipeline.teacher.failures import backoff_s, retry_after_s
+from pocketstill_pipeline.teacher.replies import reply_of
 from pocketstill_pipeline.teacher.server import running_teacher
 
 COIN = "A coin is heads up. Ana flips the coin. Bob does not flip the coin. Is the coin still heads up?"
@@ -163,6 +164,22 @@ def test_whatever_a_server_sends_is_a_reason(tmp_path: Path, answer: bytes, said
         replies, _ = ask_all(url, tmp_path, 1, retries=0)
     assert replies[0].error is not None and replies[0].error.startswith(said)
     assert [row.state for row in rows_of(tmp_path)] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<think>\nHeads, then\ntails.\n</think>\n\nThe answer is no.", "The answer is no."),
+        ("Heads, then tails.\n</think>\n\nThe answer is no.", "The answer is no."),
+        ("<think></think>no", "no"),
+        ("Models write <think>so</think> aloud.", "Models write <think>so</think> aloud."),
+        ("<think>Heads, then", "<think>Heads, then"),
+        ("The answer is no.", "The answer is no."),
+    ],
+)
+def test_thinking_aloud_is_no_part_of_an_answer(content: str, text: str) -> None:
+    reply = reply_of("k", {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]})
+    assert reply.text.strip() == text
 
 
 def test_error_in_a_body_with_status_200_is_its_reason(tmp_path: Path) -> None:

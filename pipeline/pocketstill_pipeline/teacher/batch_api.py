@@ -18,6 +18,8 @@ from .failures import ERRORS, Failure, backoff_s, failure_of, reason
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 TOKEN_LIMIT = "token_limit_exceeded"
+# So many times in a row must it say that it knows no such batch.
+_MOST_UNKNOWN = 3
 FIRST_POLL_S, _LAST_POLL_S, _POLL_GROWTH = 1.0, 60.0, 1.5
 # So many looks in a row without an answer, a minute apart at last, mean that the teacher is gone.
 _MOST_LOOKS = 15
@@ -114,18 +116,20 @@ class BatchApi:
         Raises:
             UserError: the teacher cannot be reached for a long time, or refuses the key.
         """
-        pause_s, unanswered = self.first_poll_s, 0
+        pause_s, unanswered, unknown = self.first_poll_s, 0, 0
         while True:
             try:
                 batch = await self._api.batches.retrieve(batch_id)
             except (*ERRORS, ValueError) as error:
-                if isinstance(error, openai.NotFoundError):
+                # One alone may be a gateway's; who believes it pays for all of the batch again.
+                unknown = unknown + 1 if isinstance(error, openai.NotFoundError) else 0
+                if unknown == _MOST_UNKNOWN:
                     return None
                 unanswered += 1
-                if unanswered >= _MOST_LOOKS or not _failure(error).again:
+                if not unknown and (unanswered >= _MOST_LOOKS or not _failure(error).again):
                     raise self._refused(error, "its batch goes on there, and is found when you run again") from error
             else:
-                unanswered = 0
+                unanswered = unknown = 0
                 seen(batch)
                 if batch.status in _ENDED:
                     return batch

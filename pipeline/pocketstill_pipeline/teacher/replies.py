@@ -12,6 +12,8 @@ from pocketstill_pipeline.ledger import Row
 FILTERED = "stopped by the teacher's content filter"
 # Reasons to finish that servers have for an answer that broke off: OpenRouter's and vLLM's.
 _BROKEN_OFF = ("error", "abort")
+# What a model thought aloud, as servers without a parser for it leave it in the text; some leave out the first tag.
+_THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|\A\s*<think>.*?</think>", re.DOTALL)
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -57,7 +59,7 @@ def usage_of(body: Any) -> tuple[int | None, int | None]:
 
 
 def reply_of(key: str, body: Any, *, cached: bool = False) -> Reply:
-    """The reply of a usable body."""
+    """The reply of a usable body. Thinking aloud up to </think> is no part of its text; the ledger keeps it."""
     choice = body["choices"][0]
     message = choice["message"]
     reason = choice.get("finish_reason") or "stop"
@@ -66,7 +68,7 @@ def reply_of(key: str, body: Any, *, cached: bool = False) -> Reply:
     listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     return Reply(
         key,
-        _sound(content) if isinstance(content, str) else "",
+        _sound(_THOUGHT.sub("", content, count=1)) if isinstance(content, str) else "",
         reason,
         cached=cached,
         tool_calls=_calls(message.get("tool_calls") or ()),
