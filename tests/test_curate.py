@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import pocketstill
 from teaching import chat_app, recipe_of, recorded, serving, write_rows
 
 from pocketstill.errors import UserError
@@ -346,3 +348,50 @@ def test_files_of_one_name_and_folders_of_files_are_kept_apart_as_well(tmp_path:
     replayed(tmp_path, rows, curate={"decontaminate": apart})
     rejected = read_parquet(tmp_path / "curate" / "rejected.parquet")
     assert [one["reason"] for one in rejected] == ["contaminated"] * 2
+
+
+def test_a_hub_data_set_to_keep_apart_is_another_curation(tmp_path: Path) -> None:
+    """By the command, which has no way to a hub here: it must look for the data set, not say that all is up to date."""
+    text = """
+        name = "apart"
+        [[skills]]
+        name = "coin_flip"
+        kind = "yes_no"
+        questions = 6
+        heldout = 2
+    """
+    recipe = tmp_path / "apart.toml"
+    recipe.write_text(textwrap.dedent(text), encoding="utf-8")
+    command = ("run", recipe, "--runs", tmp_path / "runs", "--until", "curate")
+    assert pocketstill(*command).returncode == 0
+    recipe.write_text(textwrap.dedent(text) + '[curate]\ndecontaminate = ["hf:some/set"]\n', encoding="utf-8")
+    done = pocketstill(*command)
+    assert done.returncode == 2 and "hf:some/set" in done.stderr
+
+
+def test_the_leakage_report_sees_whole_conversations(tmp_path: Path) -> None:
+    pets = ["The cat in the old mill is called Tom.", "The cat in the old mill is called Rex."]
+
+    def said(pet: str, split: str) -> dict[str, Any]:
+        turns = [{"role": "user", "content": pet}, {"role": "assistant", "content": "Good."}]
+        turns += [{"role": "user", "content": "How many letters has its name?"}]
+        return {"messages": [*turns, {"role": "assistant", "content": "The answer is 3."}], "split": split}
+
+    rows = [said(pets[1], "train"), said(pets[0], "test")]
+    skill = {"name": "mine", "kind": "number", "source": str(write_rows(tmp_path / "q.jsonl", rows))}
+    with serving(chat_app(lambda body, count: "T, o, m: three. The answer is 3.")) as url:
+        recipe = recipe_of({"base_url": url, "samples": 1}, [skill], curate={"decontaminate_ngram": 0})
+        collect(recipe, tmp_path / "collect")
+    curate(recipe, tmp_path / "collect", tmp_path / "curate")
+    report = json.loads((tmp_path / "curate" / "leakage.json").read_text())["mine"]
+    assert [report["levels"][level]["count"] for level in ("exact", "masked")] == [0, 1]
+
+
+def test_nothing_graded_has_no_accuracy(tmp_path: Path) -> None:
+    rows = [{"question": f"Write about the number {i}, with all that you know of it."} for i in range(3)]
+    skill = {"name": "mine", "kind": "text", "graded": False, "heldout": 0}
+    skill |= {"source": str(write_rows(tmp_path / "q.jsonl", rows))}
+    with serving(chat_app(lambda body, count: f"It comes after {count} others, which is a good place to be.")) as url:
+        recipe = recipe_of({"base_url": url, "samples": 1}, [skill], elicit=[{"method": "direct"}])
+        collect(recipe, tmp_path / "collect")
+    assert curate(recipe, tmp_path / "collect", tmp_path / "curate").teacher_accuracy is None

@@ -42,14 +42,14 @@ TRAIN, HELDOUT, REJECTS, SUITE, STATS, LEAKAGE = (
 
 @dataclass(frozen=True)
 class CurateResult:
-    """How many examples were kept and rejected; `teacher_accuracy` is of training samples, 0 to 1."""
+    """How many examples were kept and rejected; `teacher_accuracy` is of training samples, 0 to 1, None ungraded."""
 
     folder: Path
     train: int
     heldout: int
     rejected: int
     suite: int
-    teacher_accuracy: float
+    teacher_accuracy: float | None
     seconds: float
 
 
@@ -65,10 +65,10 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
     """
     started = time.monotonic()
     _check_collected(recipe, collected)
-    config = {
-        "curate": recipe.curate.model_dump(mode="json", exclude={"decontaminate"}),
-        "collect": collect_config(recipe),
-    }
+    # A file counts by its content (`_inputs`), wherever it lies; a data set of the hub by its name.
+    apart_by = [name if name.startswith("hf:") else Path(name).name for name in recipe.curate.decontaminate]
+    rules = recipe.curate.model_dump(mode="json") | {"decontaminate": apart_by}
+    config = {"curate": rules, "collect": collect_config(recipe)}
     inputs = _inputs(recipe, collected)
     if up_to_date(out, config, inputs):
         return _result(out)
@@ -91,9 +91,8 @@ def curate(recipe: Recipe, collected: Path, out: Path) -> CurateResult:
     stats["made_again"] = sorted({entry.replaces for entry in entries_of(recipe)} - {""})
     write_json(out / STATS, stats)
     write_json(out / LEAKAGE, _leakage(recipe, questions, written))
-    counts = written.counts | {
-        "suite": len(suite), "teacher_accuracy": stats["teacher"]["train"]["overall"]["accuracy"],
-    }  # fmt: skip
+    graded = stats["teacher"]["train"]["overall"]
+    counts = written.counts | {"suite": len(suite), "teacher_accuracy": graded["accuracy"] if graded["n"] else None}
     outputs = [out / name for name in (TRAIN, HELDOUT, REJECTS, SUITE, STATS, LEAKAGE)]
     write_manifest(
         out, stage="curate", config=config, inputs=inputs, outputs=outputs, seed=recipe.seed, counts=counts,
@@ -109,7 +108,8 @@ def _called(names: list[str]) -> dict[str, str]:
 
 
 def _questions_of(source: str) -> list[str]:
-    return [str(row.messages[-1].get("content") or "") for row in read_data(source).rows]
+    turns = ([t for t in row.messages if t.get("role") == "user"] or row.messages for row in read_data(source).rows)
+    return ["\n".join(str(turn.get("content") or "") for turn in some) for some in turns]
 
 
 def _check_collected(recipe: Recipe, collected: Path) -> None:
@@ -246,7 +246,7 @@ def _leakage(recipe: Recipe, questions: list[Question], written: _Written) -> di
     held: dict[str, list[Item]] = defaultdict(list)
     for question in questions:
         if question.split == "heldout":
-            held[question.skill].append(Item(question.id, question.text))
+            held[question.skill].append(Item(question.id, question.whole))
     reports = {}
     for skill, items in held.items():
         if trained := list(written.trained.get(skill, {}).values()):

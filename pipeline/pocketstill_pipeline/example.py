@@ -36,6 +36,12 @@ class Question:
     before: tuple[Message, ...] = ()
     tools: str = ""
 
+    @property
+    def whole(self) -> str:
+        """All that it asks: the turns of the user, one after the other."""
+        before = [str(turn.get("content") or "") for turn in self.before if turn.get("role") == "user"]
+        return "\n".join([*before, self.text])
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; `from_dict` reads it back."""
         return asdict(self) | {"tags": list(self.tags)}

@@ -62,8 +62,8 @@ def decide(items: Items, questions: Sequence[Question], kept_apart: dict[str, li
     Raises:
         UserError: weights by quality are asked for, and nothing has a score.
     """
-    held = [*((q.id, q.skill, _whole(q)) for q in questions if q.split == "heldout"), *_heldout(items())]
-    own = {normalise(_whole(question)) for question in questions}
+    held = [*((q.id, q.skill, q.whole) for q in questions if q.split == "heldout"), *_heldout(items())]
+    own = {normalise(question.whole) for question in questions}
     found = Decided()
     suites = _suites(held, kept_apart, rules)
     if rules.decontaminate_ngram != 0:
@@ -95,12 +95,6 @@ def asked(item: Elicited) -> str:
     """All that a thing asks: the turns of the user, one after the other."""
     turns = [str(turn.get("content") or "") for turn in item.messages if turn.get("role") == "user"]
     return "\n".join(turns) if turns else item.question
-
-
-def _whole(question: Question) -> str:
-    """All that a question asks, as `asked` has it of what was made of it."""
-    before = [str(turn.get("content") or "") for turn in question.before if turn.get("role") == "user"]
-    return "\n".join([*before, question.text])
 
 
 def _heldout(items: Iterable[Elicited]) -> list[tuple[str, str, str]]:
