@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from starlette.responses import JSONResponse, PlainTextResponse
 from teaching import KINDS, chat_app, free_port, recipe_of, recorded, serving, write_rows
 
 from pocketstill.errors import UserError
 from pocketstill.manifest import read_manifest
 from pocketstill_pipeline import problems
-from pocketstill_pipeline.collect import collect, read_questions
+from pocketstill_pipeline.collect import collect, collect_config, read_questions
 from pocketstill_pipeline.curate import curate
 from pocketstill_pipeline.ledger import Ledger
 from pocketstill_pipeline.problems.base import normalise
@@ -147,7 +148,8 @@ def test_interrupted_collection_keeps_its_answers(tmp_path: Path) -> None:
             _, err = process.communicate(timeout=20)
         assert "Task exception" not in err and "never retrieved" not in err
         kept = states(tmp_path)["done"]
-        assert kept >= counted(url) - 8
+        # What was on its way is paid for, and comes in.
+        assert kept == counted(url)
         assert collect(recipe, tmp_path).requests == 2 * (2 * 120 + 20) - kept
 
 
@@ -415,3 +417,26 @@ def test_half_given_splits_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "q.jsonl", rows)
     with pytest.raises(UserError, match="1 of 2 rows have no 'split'"):
         build_questions(recipe_of(None, [{"name": "mine", "kind": "number", "source": str(path)}]))
+
+
+def test_brackets_in_an_unreadable_row_are_no_markup(tmp_path: Path) -> None:
+    rows = [{"question": "q", "gold": "1", "split": "train"}, {"question": "r", "gold": "1", "split": "[/INST]"}]
+    skill = {"name": "mine", "kind": "number", "source": str(write_rows(tmp_path / "q.jsonl", rows))}
+    with serving(chat_app(lambda body, count: "1")) as url, (tmp_path / "said").open("w") as said:
+        result = collect(
+            recipe_of({"base_url": url}, [skill]), tmp_path / "out", progress=Console(file=said, width=400)
+        )
+    assert result.unreadable == 1 and "[/INST]" in (tmp_path / "said").read_text()
+
+
+def test_a_gold_answer_is_what_a_completion_ends_with(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": "3 + 4 is\n7"}]}]
+    path = write_rows(tmp_path / "q.jsonl", rows)
+    assert [
+        q.gold for q in build_questions(recipe_of(None, [{"name": "mine", "kind": "number", "source": str(path)}]))
+    ] == ["7"]
+
+
+def test_data_sets_of_one_name_are_other_questions() -> None:
+    configs = [collect_config(recipe_of(None, [{"name": "m", "kind": "text", "source": f"hf:{o}/set"}])) for o in "ab"]
+    assert configs[0] != configs[1]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -18,7 +21,7 @@ from contextlib import (
 )
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -43,6 +46,8 @@ from .teacher.batch import BatchClient, batching
 from .teacher.client import Tally, TeacherClient, connected
 from .teacher.server import running_teacher
 from .teacher.spending import Spending
+
+T = TypeVar("T")
 
 QUESTIONS = "questions.jsonl"
 LEDGER = "ledger.sqlite"
@@ -90,9 +95,8 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
     bad: list[BadRow] = []
     _prepare(recipe, out, bad)
     if bad and progress is not None:
-        progress.print(
-            f"{len(bad)} rows cannot be used, see {out / UNREADABLE}; the first: {bad[0].where}: {bad[0].why}"
-        )
+        said = f"{len(bad)} rows cannot be used, see {out / UNREADABLE}; the first: {bad[0].where}: {bad[0].why}"
+        progress.print(said, markup=False)
     with ExitStack() as stack:
         questions = stack.enter_context(open_questions(out / QUESTIONS))
         ledger = stack.enter_context(Ledger(out / LEDGER))
@@ -102,7 +106,7 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
             progress.print(quote_of(recipe, plans, out).line())
         urls = [stack.enter_context(_reached(recipe, teacher)) for teacher in _teachers(recipe)]
         run = _Run(recipe, questions, out, plans, ledger, own, Shown(progress))
-        tallies = asyncio.run(run.all(urls))
+        tallies = _finished(run.all(urls))
         counts = _counts(questions)
     sent = {name: sum(getattr(tally, name) for tally in tallies) for name in ("requests", "from_cache", "failed")}
     if run.samples and not sent["from_cache"] and sent["failed"] >= sent["requests"] > 0:
@@ -133,7 +137,8 @@ def collect_config(recipe: Recipe) -> dict[str, Any]:
     kept = {"name", "kind", "graded", "split", "questions", "heldout", "expand", "form", "columns"}
     skills = [
         # A file counts by its content (`collect_inputs`), wherever it lies.
-        skill.model_dump(mode="json", include=kept) | {"source": Path(skill.source).name}
+        skill.model_dump(mode="json", include=kept)
+        | {"source": Path(skill.source).name if skill.from_file else skill.source}
         for skill in recipe.skills
     ]
     elicit = [
@@ -267,6 +272,24 @@ class _Run:
             shown.cancel()
         self.show.finish()
         partial.rename(path)
+
+
+def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`. On Python 3.10 too, an interrupt cancels `work` alone, not the requests that it yet takes in."""
+    if sys.version_info >= (3, 11) or threading.current_thread() is not threading.main_thread():
+        return asyncio.run(work)
+
+    async def main() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+        # Windows has no such handlers.
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(signal.SIGINT, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    return asyncio.run(main())
 
 
 def _client(

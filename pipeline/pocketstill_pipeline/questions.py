@@ -13,13 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from pocketstill import grading
 from pocketstill.errors import UserError
 from pocketstill.grading import Kind
 
 from . import problems
 from .asking import Message
 from .curating.templates import split_by_template
+from .elicit.sampling import reasons_and_answer
 from .example import Question, Route, Split
 from .ledger import canonical
 from .problems.base import normalise
@@ -176,7 +176,7 @@ def _split(skill: Skill, seed: str, sides: Sequence[Split | None], rows: Sequenc
         )
     count = min(skill.heldout, len(rows) // 2)
     if not named and skill.split == "template":
-        return split_by_template([row.text for row in rows], count, seed)
+        return split_by_template([row.whole for row in rows], count, seed)
     split: list[Split] = [side or "train" for side in sides]
     if not named:
         for index in random.Random(seed).sample(range(len(rows)), count):
@@ -219,7 +219,7 @@ def _gold(skill: Skill, row: DataRow) -> str | None:
     """The right answer of a row: as it stands, or the one that its completion comes to."""
     if not skill.graded or row.gold is not None:
         return row.gold
-    return None if row.completion is None else grading.extract(row.completion, skill.kind)
+    return None if row.completion is None else reasons_and_answer(row.completion, skill.kind)[1]
 
 
 def _expanded(skill: Skill, texts: list[str], heldout: set[str], rng: random.Random) -> list[Question]:
