@@ -167,6 +167,10 @@ def test_parallel_calls_and_broken_ones_as_they_come_over_http(tmp_path: Path) -
             {"anyOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}, "required": ["b"]}]},
             [{"a": 1}, {"b": 1}], [{}, {"c": 1}, {"a": 1, "c": 1}],
         ),
+        (
+            {"properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+            [{"a": 1}, {"b": 1}, {"a": 1, "b": 1}], [{}, {"a": 1, "c": 1}],
+        ),
     ],
 )  # fmt: skip
 def test_arguments_are_held_to_their_schema(schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:

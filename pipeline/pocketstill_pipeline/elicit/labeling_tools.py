@@ -220,7 +220,7 @@ def _closed(schema: Any) -> Any:
     for key in ("items", "additionalProperties"):
         if key in made:
             made[key] = _closed(made[key])
-    if made.keys() & {"properties", "required"} and not made.keys() & {"additionalProperties", "unevaluatedProperties"}:
+    if "properties" in made and not made.keys() & {"additionalProperties", "unevaluatedProperties"}:
         made["unevaluatedProperties"] = False
     return made
 

@@ -68,13 +68,17 @@ def reply_of(key: str, body: Any, *, cached: bool = False) -> Reply:
     listed = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     return Reply(
         key,
-        _sound(_THOUGHT.sub("", content, count=1)) if isinstance(content, str) else "",
+        _sound(_spoken(content)) if isinstance(content, str) else "",
         reason,
         cached=cached,
         tool_calls=_calls(message.get("tool_calls") or ()),
         logprobs=entries if listed else None,
         refusal=_sound(str(refusal)) if refusal else FILTERED if reason == "content_filter" else None,
     )
+
+
+def _spoken(text: str) -> str:
+    return _THOUGHT.sub("", text, count=1) if "</think>" in text else text
 
 
 def _sound(text: str) -> str:
