@@ -387,6 +387,12 @@ def test_the_leakage_report_sees_whole_conversations(tmp_path: Path) -> None:
     assert [report["levels"][level]["count"] for level in ("exact", "masked")] == [0, 1]
 
 
+def test_an_accent_apart_from_its_letter_is_the_same_question(tmp_path: Path) -> None:
+    rows = [GOOD, row("Le cafe\u0301?", "It is four.", "4"), row("Le caf\xe9?", "It is four.", "4", split="test")]
+    replayed(tmp_path, rows)
+    assert list(reasons(tmp_path).values()) == ["in_heldout"]
+
+
 def test_nothing_graded_has_no_accuracy(tmp_path: Path) -> None:
     rows = [{"question": f"Write about the number {i}, with all that you know of it."} for i in range(3)]
     skill = {"name": "mine", "kind": "text", "graded": False, "heldout": 0}

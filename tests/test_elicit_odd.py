@@ -174,6 +174,13 @@ def test_wordings_in_chinese_are_told_from_the_question(tmp_path: Path) -> None:
     assert [one.reason for one in found] == ["similar_wording", None, "similar_wording"]
 
 
+def test_traces_that_are_not_there_are_said_by_the_quote(tmp_path: Path) -> None:
+    entry = {"method": "traces", "skill": "coin_flip", "data": str(tmp_path / "none.jsonl")}
+    recipe = recipe_of(NOWHERE, [{"name": "coin_flip", "kind": "yes_no", "questions": 2, "heldout": 1}], elicit=[entry])
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
+        plans_of(recipe, build_questions(recipe), tmp_path)
+
+
 def test_traces_are_read_as_answers_are(tmp_path: Path) -> None:
     rows = [
         {"question": "a", "completion": "Of 12 birds 5 fly.\n12 - 5 = 7\n7", "gold": "7"},

@@ -80,6 +80,12 @@ def _elicited(settings: Traces, name: str, row: DataRow, *, graded: bool, kind: 
 
 
 def plan(settings: Traces, context: Context) -> list[Planned]:
-    """Nothing is asked."""
+    """Nothing is asked. A file that cannot be read is said before others are asked for anything.
+
+    Raises:
+        UserError: the recipe has no such skill, or the file cannot be read.
+    """
     context.check_skill(settings.skill)
+    if settings.files:
+        iter_data(settings.data, form=settings.form, columns=settings.columns, most_bad=settings.most_bad)
     return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,8 +55,9 @@ class Solution:
 
 
 def normalise(text: str) -> str:
-    """The form in which two questions are one: lower case, white space folded."""
-    return re.sub(r"\s+", " ", text).strip().lower()
+    """The form in which two questions are one: lower case, white space folded, accents within their letters (NFC)."""
+    text = re.sub(r"\s+", " ", text).strip().lower()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def held_out(text: str) -> bool:
