@@ -166,6 +166,13 @@ def test_whatever_a_server_sends_is_a_reason(tmp_path: Path, answer: bytes, said
     assert [row.state for row in rows_of(tmp_path)] == ["failed"]
 
 
+@pytest.mark.parametrize("proxy", ["http://bad:port", "socks9://x:1"])
+def test_a_proxy_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(UserError, match=r"a proxy of the environment cannot be used .* mend HTTP_PROXY"):
+        ask_all("http://example.invalid/v1", tmp_path, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -65,7 +65,8 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
     """A line to the teacher at `base_url`. Nothing is retried on it.
 
     Raises:
-        UserError: the URL is none or holds a password, the key is none, or the system allows too few connections.
+        UserError: the URL is none or holds a password, the key or a proxy is none, or the system allows too few
+            connections.
     """
     parts = _parts(base_url)
     if parts is None:
@@ -89,7 +90,12 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
     timeout = openai.Timeout(teacher.timeout_s, connect=min(teacher.timeout_s, _CONNECT_TIMEOUT_S))
     # One more for the list of models: the pace alone bounds the requests.
     limits = httpx2.Limits(max_connections=teacher.concurrency + 1, keepalive_expiry=_KEEP_ALIVE_S)
-    http = openai.DefaultAioHttpClient(trust_env=not local, timeout=timeout, limits=limits)
+    try:
+        http = openai.DefaultAioHttpClient(trust_env=not local, timeout=timeout, limits=limits)
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise UserError(
+            f"a proxy of the environment cannot be used ({error}); mend HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        ) from None
     api = openai.AsyncOpenAI(
         base_url=base_url,
         api_key=key,
