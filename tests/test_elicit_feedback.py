@@ -186,29 +186,28 @@ def test_what_wins_both_ways_round_is_the_sample(tmp_path: Path) -> None:
     assert len({one.id for one in found}) == len(found)
 
 
-def test_the_teacher_is_compared_with_the_student(tmp_path: Path) -> None:
-    with serving(chat_app(lambda body, count: "I guess.\nAnswer: 7")) as student:
+def against_student(folder: Path, said: str) -> list[Elicited]:
+    """The teacher's right replies to ARITHMETIC, compared with a student's who always says this."""
+    with serving(chat_app(lambda body, count: said)) as student:
         recipe = recipe_of(
             {"samples": 1, "embedded": {"mistakes": 0.0, "noise": 0.0}}, ARITHMETIC,
             elicit=[REPLIES, {"method": "prefer", "of": "replies", "against": "student"}],
             student_endpoint={"base_url": student, "model": "mine"},
         )  # fmt: skip
-        collect(recipe, tmp_path)
-    found = made(tmp_path, "prefer")
+        collect(recipe, folder)
+    return made(folder, "prefer")
+
+
+def test_the_teacher_is_compared_with_the_student(tmp_path: Path) -> None:
+    found = against_student(tmp_path, "I guess.\nAnswer: 7")
     assert len(found) == 6
     kept = [one for one in found if one.reason is None and one.gold != "7"]
     assert kept and all(one.candidates[1]["completion"] == "I guess.\nAnswer: 7" for one in kept)
 
 
 def test_a_students_answer_that_no_word_marks_is_what_its_reply_ends_with(tmp_path: Path) -> None:
-    with serving(chat_app(lambda body, count: "12 and 5 make 17.\n17")) as student:
-        recipe = recipe_of(
-            {"samples": 1, "embedded": {"mistakes": 0.0, "noise": 0.0}}, ARITHMETIC,
-            elicit=[REPLIES, {"method": "prefer", "of": "replies", "against": "student"}],
-            student_endpoint={"base_url": student, "model": "mine"},
-        )  # fmt: skip
-        collect(recipe, tmp_path)
-    theirs = {said["completion"] for one in made(tmp_path, "prefer") for said in one.candidates}
+    found = against_student(tmp_path, "12 and 5 make 17.\n17")
+    theirs = {said["completion"] for one in found for said in one.candidates}
     assert "12 and 5 make 17.\nAnswer: 17" in theirs and "12" not in theirs
 
 
