@@ -3,7 +3,7 @@
 import pocketstill
 
 model = pocketstill.load("device")
-print(model.answer("A coin is heads up. Ana flips the coin. Is the coin still heads up?").answer)
+print(model.answer("Set the volume to 30.").answer)
 """
 
 from __future__ import annotations
