@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,12 @@ from .ledger import canonical, request_key
 
 Message = dict[str, Any]
 Messages = list[Message]
+
+
+def user_text(messages: Sequence[Message]) -> str:
+    """The turns of the user, one after the other; the last turn where none is the user's."""
+    turns = [turn for turn in messages if turn.get("role") == "user"] or messages[-1:]
+    return "\n".join(str(turn.get("content") or "") for turn in turns)
 
 
 @dataclass(frozen=True)

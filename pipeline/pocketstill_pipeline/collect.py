@@ -33,7 +33,7 @@ from .elicit.base import Context, Planned, Settings
 from .elicit.methods import METHODS
 from .endpoints import endpoint_of, local_server, rules_digest
 from .entries import SAMPLES, context_of, entries_of
-from .example import Question
+from .example import Question, Split
 from .ledger import Ledger
 from .progress import Shown
 from .question_file import open_questions, write_questions
@@ -93,7 +93,7 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
         return _result(out)
     started = time.monotonic()
     bad: list[BadRow] = []
-    _prepare(recipe, out, bad)
+    splits = _prepare(recipe, out, bad)
     if bad and progress is not None:
         said = f"{len(bad)} rows cannot be used, see {out / UNREADABLE}; the first: {bad[0].where}: {bad[0].why}"
         progress.print(said, markup=False)
@@ -107,13 +107,12 @@ def collect(recipe: Recipe, out: Path, *, progress: Console | None = None) -> Co
         urls = [stack.enter_context(_reached(recipe, teacher)) for teacher in _teachers(recipe)]
         run = _Run(recipe, questions, out, plans, ledger, own, Shown(progress))
         tallies = _finished(run.all(urls))
-        counts = _counts(questions)
     sent = {name: sum(getattr(tally, name) for tally in tallies) for name in ("requests", "from_cache", "failed")}
     if run.samples and not sent["from_cache"] and sent["failed"] >= sent["requests"] > 0:
         raise UserError(f"collect: all {sent['failed']} requests failed; their reasons are in {out / LEDGER}")
     seconds = time.monotonic() - started
-    counts |= _totals(out / LEDGER) | sent
-    counts |= {"samples": run.samples, "usable": run.usable, "unreadable": len(bad)}
+    counts = {"questions": splits.total(), "train": splits["train"], "heldout": splits["heldout"]} | sent
+    counts |= {"samples": run.samples, "usable": run.usable, "unreadable": len(bad)} | _totals(out / LEDGER)
     write_manifest(
         out, stage="collect", config=config, inputs=inputs,
         outputs=[out / QUESTIONS, out / UNREADABLE, out / LEDGER, *sorted((out / SAMPLES).glob("*.jsonl"))],
@@ -201,12 +200,15 @@ def _reached(recipe: Recipe, teacher: Teacher) -> AbstractContextManager[str]:
     return nullcontext(teacher.base_url) if server is None else running_teacher(server)
 
 
-def _prepare(recipe: Recipe, out: Path, bad: list[BadRow]) -> None:
-    """Draw the questions into an empty collection; what an earlier one holds stays if they cannot be drawn."""
+def _prepare(recipe: Recipe, out: Path, bad: list[BadRow]) -> Counter[Split]:
+    """Draw the questions into an empty collection, and count them by split.
+
+    What an earlier collection holds stays if they cannot be drawn.
+    """
     drawn = out / f"{QUESTIONS}.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_questions(drawn, iter_questions(recipe, bad))
+        splits = write_questions(drawn, iter_questions(recipe, bad))
         (out / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(out / SAMPLES, ignore_errors=True)
         (out / SAMPLES).mkdir()
@@ -218,6 +220,7 @@ def _prepare(recipe: Recipe, out: Path, bad: list[BadRow]) -> None:
     finally:
         with suppress(OSError):
             drawn.unlink(missing_ok=True)
+    return splits
 
 
 @dataclass
@@ -296,11 +299,6 @@ def _client(
     teacher: Teacher, url: str, ledger: Ledger, spending: Spending | None = None
 ) -> AbstractAsyncContextManager[TeacherClient | BatchClient]:
     return (batching if teacher.mode == "batch" else connected)(teacher, url, ledger, spending)
-
-
-def _counts(questions: Sequence[Question]) -> dict[str, int]:
-    splits = Counter(question.split for question in questions)
-    return {"questions": len(questions), "train": splits["train"], "heldout": splits["heldout"]}
 
 
 def _totals(ledger_path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ _SMALL_BYTES = 2048
 _DECIMALS = 4
 _SCALE = 10**_DECIMALS
 _MARKS = "|~^`\t"
-_HALVES = re.compile("[\ud800-\udfff]")
+# Halves of characters, which JSON can spell and no file in UTF-8 can hold.
+HALVES = re.compile("[\ud800-\udfff]")
 
 
 def slim(body: Any) -> bool:
@@ -34,7 +35,7 @@ def slim(body: Any) -> bool:
 
 def spelled(text: str) -> str:
     """JSON text with halves of characters spelled as escapes: as they are, no file in UTF-8 can hold them."""
-    return text if text.isascii() else _HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    return text if text.isascii() else HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def packed(response: str) -> str | bytes:

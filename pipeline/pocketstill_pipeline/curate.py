@@ -24,6 +24,7 @@ from pocketstill.errors import UserError
 from pocketstill.files import write_json
 from pocketstill.manifest import MANIFEST, read_manifest, up_to_date, write_manifest
 
+from .asking import user_text
 from .collect import QUESTIONS, collect_config, collect_inputs, file_hashes, read_questions
 from .curating.decisions import Decided, Decision, asked, decide
 from .curating.leakage import Item, leakage
@@ -108,8 +109,7 @@ def _called(names: list[str]) -> dict[str, str]:
 
 
 def _questions_of(source: str) -> list[str]:
-    turns = ([t for t in row.messages if t.get("role") == "user"] or row.messages for row in read_data(source).rows)
-    return ["\n".join(str(turn.get("content") or "") for turn in some) for some in turns]
+    return [user_text(row.messages) for row in read_data(source).rows]
 
 
 def _check_collected(recipe: Recipe, collected: Path) -> None:

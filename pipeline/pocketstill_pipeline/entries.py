@@ -8,7 +8,8 @@ from typing import Any
 
 from .elicit.base import Context, Settings
 from .elicit.zero_shot import ZeroShot
-from .example import Question
+from .example import UNSEEN_SUFFIX, Question
+from .questions import has_unseen
 from .recipe import Recipe
 
 SAMPLES = "samples"
@@ -22,9 +23,8 @@ def entries_of(recipe: Recipe) -> list[Settings]:
 def context_of(recipe: Recipe, questions: Sequence[Question], out: Path, teacher: Any, student: Any) -> Context:
     """What the routes of a recipe are given."""
     skills = {skill.name: skill for skill in recipe.skills}
+    skills |= {f"{skill.name}{UNSEEN_SUFFIX}": skill for skill in recipe.skills if has_unseen(skill)}
     return Context(
-        recipe.seed, questions, teacher, student, out / SAMPLES,
-        skills | {q.skill: skills[q.skill.removesuffix("_unseen")] for q in questions if q.skill not in skills},
-        recipe.teacher.samples,
+        recipe.seed, questions, teacher, student, out / SAMPLES, skills, recipe.teacher.samples,
         {entry.entry: entry for entry in entries_of(recipe)},
     )  # fmt: skip

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from pocketstill.grading import Kind
 
-from .asking import Message, Messages
+from .asking import Message, Messages, user_text
 
+# Behind the name of a skill: its held-out questions with names that are in no training text, reported apart.
+UNSEEN_SUFFIX = "_unseen"
 Route = Literal["labeling", "expansion", "curation", "feature", "feedback", "self_knowledge"]
 Split = Literal["train", "heldout"]
 
@@ -39,8 +41,7 @@ class Question:
     @property
     def whole(self) -> str:
         """All that it asks: the turns of the user, one after the other."""
-        before = [str(turn.get("content") or "") for turn in self.before if turn.get("role") == "user"]
-        return "\n".join([*before, self.text])
+        return user_text([*self.before, {"role": "user", "content": self.text}])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; `from_dict` reads it back."""

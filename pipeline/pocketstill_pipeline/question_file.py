@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import BinaryIO, overload
 
 from pocketstill.errors import UserError
 
-from .example import Question
+from .example import Question, Split
 
 
 class QuestionFile(Sequence[Question]):
@@ -59,18 +60,21 @@ def open_questions(path: Path) -> Iterator[QuestionFile]:
         yield QuestionFile(file, array("Q", _starts(file)))
 
 
-def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """Write questions as they come.
+def write_questions(path: Path, questions: Iterable[Question]) -> Counter[Split]:
+    """Write questions as they come; returns how many there are of each split.
 
     Raises:
         UserError: the file cannot be written.
     """
+    splits: Counter[Split] = Counter()
     try:
         with path.open("w", encoding="utf-8") as file:
             for question in questions:
+                splits[question.split] += 1
                 file.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or mend the path") from None
+    return splits
 
 
 def select(questions: Sequence[Question], keep: Callable[[Question], bool]) -> Sequence[Question]:

@@ -20,7 +20,7 @@ from . import problems
 from .asking import Message
 from .curating.templates import split_by_template
 from .elicit.sampling import reasons_and_answer
-from .example import Question, Route, Split
+from .example import UNSEEN_SUFFIX, Question, Route, Split
 from .ledger import canonical
 from .problems.base import normalise
 from .question_file import open_questions, write_questions
@@ -68,11 +68,16 @@ def iter_questions(recipe: Recipe, bad: list[BadRow] | None = None) -> Iterator[
             yield from _expanded(skill, own[skill.name], heldout, random.Random(f"{recipe.seed}/{skill.name}/expand"))
 
 
+def has_unseen(skill: Skill) -> bool:
+    """Whether a skill is also asked held-out questions with names that training never sees."""
+    return skill.source == "embedded" and skill.name == _UNSEEN_SKILL and skill.heldout > 0
+
+
 def _of_skill(skill: Skill, seed: int, bad: list[BadRow]) -> Iterator[Question]:
     if skill.source == "embedded":
         rng = random.Random(f"{seed}/{skill.name}")
         yield from _generated(skill, rng)
-        if skill.name == _UNSEEN_SKILL and skill.heldout:
+        if has_unseen(skill):
             yield from _unseen_names(skill, rng)
     elif skill.source != "none":
         yield from _from_data(skill, seed, bad)
@@ -120,7 +125,7 @@ def _unseen_names(skill: Skill, rng: random.Random) -> list[Question]:
     while len(drawn) < skill.heldout:
         problem = problems.sample(skill.name, rng, unseen=True)
         question = _question(
-            f"{skill.name}_unseen",
+            f"{skill.name}{UNSEEN_SUFFIX}",
             problem.question,
             problem.gold,
             problem.kind,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pocketstill.errors import UserError
+from pocketstill_pipeline.asking import user_text
 from pocketstill_pipeline.duplicates import NearDuplicates, tokens
 from pocketstill_pipeline.example import Elicited, Question
 from pocketstill_pipeline.problems.base import normalise
@@ -93,14 +94,13 @@ def decide(items: Items, questions: Sequence[Question], kept_apart: dict[str, li
 
 def asked(item: Elicited) -> str:
     """All that a thing asks: the turns of the user, one after the other."""
-    turns = [str(turn.get("content") or "") for turn in item.messages if turn.get("role") == "user"]
-    return "\n".join(turns) if turns else item.question
+    return user_text(item.messages)
 
 
 def _heldout(items: Iterable[Elicited]) -> list[tuple[str, str, str]]:
     """Held-out questions that a route made itself: (name, skill, text), each once."""
-    made = {asked(item): (item.id, item.skill, asked(item)) for item in items if item.split == "heldout"}
-    return list(made.values())
+    made = {asked(item): item for item in items if item.split == "heldout"}
+    return [(item.id, item.skill, text) for text, item in made.items()]
 
 
 def _suites(held: Sequence[tuple[str, str, str]], kept_apart: dict[str, list[str]], rules: Curate) -> dict[str, Suite]:
@@ -199,19 +199,21 @@ def _select(found: Decided, chosen: list[tuple[int, selection.Candidate]], rules
             )
         candidates = [candidate for candidate in candidates if candidate.name not in selected.left]
     if rules.weights != "none" and candidates:
-        if rules.weights == "evol":
-            found.score_basis = found.score_basis or selection.evol_scores(candidates).basis
-        for name, weight in _weights(candidates, rules).items():
+        scores = _scores(candidates, rules, found)
+        for name, weight in selection.weights(scores).items():
             found.decisions[int(name)] = replace(found.decisions[int(name)], weight=weight)
 
 
-def _weights(candidates: list[selection.Candidate], rules: Curate) -> dict[str, float]:
+def _scores(candidates: list[selection.Candidate], rules: Curate, found: Decided) -> Mapping[str, float]:
+    """What the weights follow."""
     if rules.weights == "evol":
-        return selection.weights(selection.evol_scores(candidates).values)
+        evol = selection.evol_scores(candidates)
+        found.score_basis = found.score_basis or evol.basis
+        return evol.values
     scores = {item.name: item.quality for item in candidates if item.quality is not None}
     if not scores:
         raise UserError(
             'curate.weights is "quality", but no example has a quality score; add an [[elicit]] entry that scores, '
             'or set it to "evol"'
         )
-    return selection.weights(scores)
+    return scores

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from pocketstill import grading
 from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Messages
-from pocketstill_pipeline.example import Elicited, Question
+from pocketstill_pipeline.example import UNSEEN_SUFFIX, Elicited, Question
 from pocketstill_pipeline.jsonl import read_jsonl
 from pocketstill_pipeline.problems.base import normalise
 from pocketstill_pipeline.teacher.protocol import count_tokens
@@ -137,7 +137,7 @@ def _pools(settings: FewShot, context: Context, questions: Iterable[Question]) -
         found = {skill: [] for skill in skills}
         for skill, shots in _from_entry(settings.of, context).items():
             # A skill's unseen part is asked with the skill's own examples.
-            for name in (skill, f"{skill}_unseen"):
+            for name in (skill, f"{skill}{UNSEEN_SUFFIX}"):
                 if name in found:
                     found[name] = different(shots, _POOL)
     for skill, shots in found.items():
@@ -156,7 +156,7 @@ def _from_file(path: Path, skills: list[str]) -> dict[str, list[Shot]]:
         skill: [
             Shot(row["question"].strip(), row["rationale"].strip(), row["answer"].strip())
             for row in rows
-            if row.get("skill", skill) in (skill, skill.removesuffix("_unseen"))
+            if row.get("skill", skill) in (skill, skill.removesuffix(UNSEEN_SUFFIX))
         ]
         for skill in skills
     }

@@ -270,12 +270,14 @@ def _asked(settings: ToolCalls, context: Context) -> Sequence[Question]:
 def plan_tool_calls(settings: ToolCalls, context: Context) -> list[Planned]:
     """The calls; with `results`, what the tools return and the replies to that."""
     offered = count_tokens(json.dumps(read_tools(settings.tools))) + count_tokens(settings.system)
-    drawn = list(units(_asked(settings, context), settings, context))
-    count, sizes = len(drawn), [count_tokens(question.text) + offered for question, _ in drawn]
-    mean = sum(sizes) / max(count, 1)
+    count = training = tokens = 0
+    for question, _ in units(_asked(settings, context), settings, context):
+        count += 1
+        training += question.split == "train"
+        tokens += count_tokens(question.text)
+    mean = offered + tokens / max(count, 1)
     found = [Planned("tool calls", (count, count), (mean, mean), _CALL_TOKENS)]
     if settings.results:
-        training = sum(question.split == "train" for question, _ in drawn)
         found.append(Planned("results", (0, training), (60.0, 200.0), _RESULT_TOKENS))
         found.append(Planned("replies", (0, training), (mean, mean + _LONGEST_EXCHANGE), _REPLY_TOKENS))
     return found

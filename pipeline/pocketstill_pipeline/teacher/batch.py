@@ -26,6 +26,7 @@ from pocketstill_pipeline.recipe import Teacher
 
 from .batch_api import TOKEN_LIMIT, Answered, BatchApi, input_file
 from .client import Tally, body_of, connect
+from .protocol import LOOPBACK
 from .replies import reply_of, stored_reply, unusable, usage_of
 from .spending import Spending, Worst, prices_of, worst_of
 
@@ -390,7 +391,7 @@ async def batching(
     """
     base_url = base_url.rstrip("/")
     async with connect(teacher, base_url) as api:
-        if first_poll_s is None and urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost"):
+        if first_poll_s is None and urlsplit(base_url).hostname in LOOPBACK:
             first_poll_s = _LOCAL_POLL_S
         remote = BatchApi(api, f"teacher {base_url}", teacher.retries, first_poll_s)
         client = BatchClient(teacher, base_url, ledger, remote, spending)

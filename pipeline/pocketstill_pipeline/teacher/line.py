@@ -16,6 +16,8 @@ from pocketstill.errors import UserError
 from pocketstill_pipeline.asking import Ask
 from pocketstill_pipeline.recipe import Teacher
 
+from .protocol import LOOPBACK
+
 _CONNECT_TIMEOUT_S = 20.0
 # Shorter than the 5 s after which uvicorn (so vLLM) and Node close idle connections: a request on one meets a reset.
 _KEEP_ALIVE_S = 4.0
@@ -86,7 +88,7 @@ def line_of(teacher: Teacher, base_url: str) -> Line:
         )
     _allow(teacher.concurrency + _OTHER_FILES)
     # A proxy of the environment has no business between this process and a server on the same machine.
-    local = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    local = parts.hostname in LOOPBACK
     timeout = openai.Timeout(teacher.timeout_s, connect=min(teacher.timeout_s, _CONNECT_TIMEOUT_S))
     # One more for the list of models: the pace alone bounds the requests.
     limits = httpx2.Limits(max_connections=teacher.concurrency + 1, keepalive_expiry=_KEEP_ALIVE_S)

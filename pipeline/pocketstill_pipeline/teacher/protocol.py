@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # Which of a question's samples is meant. OpenAI's parameters have no place for it; other servers ignore it.
 SAMPLE_HEADER = "x-sample-index"
 NOT_RECORDED = "not_recorded"

@@ -7,14 +7,14 @@ import re
 from typing import Any
 
 from pocketstill_pipeline.asking import Reply, ToolCall
+from pocketstill_pipeline.compact import HALVES
 from pocketstill_pipeline.ledger import Row
 
 FILTERED = "stopped by the teacher's content filter"
 # Reasons to finish that servers have for an answer that broke off: OpenRouter's and vLLM's.
 _BROKEN_OFF = ("error", "abort")
 # What a model thought aloud, as servers without a parser for it leave it in the text; some leave out the first tag.
-_THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|\A\s*<think>.*?</think>", re.DOTALL)
-_HALVES = re.compile("[\ud800-\udfff]")
+_THOUGHT = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>", re.DOTALL)
 
 
 def unusable(body: Any) -> str | None:
@@ -82,8 +82,7 @@ def _spoken(text: str) -> str:
 
 
 def _sound(text: str) -> str:
-    """The text without halves of characters, which JSON can spell and no file in UTF-8 can hold."""
-    return _HALVES.sub("\ufffd", text)
+    return HALVES.sub("\ufffd", text)
 
 
 def stored_reply(row: Row | None) -> Reply | None:

@@ -19,6 +19,7 @@ from pocketstill.errors import UserError
 
 from . import TeacherConfig
 from .app import make_app
+from .protocol import LOOPBACK
 
 __all__ = ["TeacherConfig", "make_app", "running_teacher", "serve"]
 
@@ -26,7 +27,7 @@ _START_TIMEOUT_S = 60.0
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if host not in ("127.0.0.1", "::1", "localhost"):
+    if host not in LOOPBACK:
         raise UserError(f"the local teacher serves loopback only, not {host}; leave the host away, or use 127.0.0.1")
     family = socket.AF_INET6 if host == "::1" else socket.AF_INET
     # With the protocol left at 0, asyncio does not turn Nagle's algorithm off, and each answer waits for 40 ms.
